@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+# What a person types. The work itself is in cargo and `cargo xtask`.
+
+.PHONY: help setup build demo test test-unit bench fuzz lint codegen docs
+.DEFAULT_GOAL := help
+
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+setup: ## Install the system packages that are missing (Debian)
+	@./xtask/setup.sh
+
+build: setup ## Build all programs
+	cargo build --workspace --bins
+
+demo: build ## Two simulated nodes, pods, real programs, and what crosses the wire (root)
+	./target/debug/podveilctl demo $(DEMO)
+
+test: setup ## All tests, those in network namespaces included (root)
+	cargo xtask test
+
+test-unit: setup ## The tests that need no privileges
+	cargo xtask test unit
+
+bench: setup ## Raw TCP, plain path and HBONE side by side (root)
+	cargo xtask bench
+
+fuzz: ## Every fuzz target for a short while (nightly Rust and cargo-fuzz)
+	cargo xtask fuzz
+
+lint: setup ## Formatting, clippy, generated files
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- --deny warnings
+	cargo xtask codegen --check
+	cargo xtask docs --check
+
+codegen: ## Rust from the .proto files
+	cargo xtask codegen
+
+docs: ## docs/configuration.md from the configuration types
+	cargo xtask docs

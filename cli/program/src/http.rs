@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The small HTTP endpoint of every program: metrics, readiness, read-only state. GET only; what changes state is on a
+//! Unix socket elsewhere.
+
+use bytes::Bytes;
+use http::{Method, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+/// A scraper or a person needs one; a flood of them must not eat the program's descriptors.
+const MAX_CONNECTIONS: usize = 64;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
+/// One request and its answer, so that a reader who does not read gives its place back.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_HEADER_BYTES: usize = 8 * 1024;
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// What a path answers.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub content_type: &'static str,
+    pub body: Bytes,
+}
+
+impl Answer {
+    pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Self {
+        Self {
+            status,
+            content_type: "text/plain; charset=utf-8",
+            body: body.into(),
+        }
+    }
+
+    pub fn json(body: impl Into<Bytes>) -> Self {
+        Self {
+            status: StatusCode::OK,
+            content_type: "application/json",
+            body: body.into(),
+        }
+    }
+}
+
+/// Paths and what answers them. Handlers must be quick: they run on the runtime's threads.
+#[derive(Clone, Default)]
+pub struct Routes {
+    paths: BTreeMap<&'static str, Arc<dyn Fn() -> Answer + Send + Sync>>,
+}
+
+impl fmt::Debug for Routes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.paths.keys()).finish()
+    }
+}
+
+impl Routes {
+    #[must_use]
+    pub fn get(
+        mut self,
+        path: &'static str,
+        handler: impl Fn() -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        self.paths.insert(path, Arc::new(handler));
+        self
+    }
+
+    /// `/metrics` and `/stats/prometheus` of a registry.
+    #[must_use]
+    pub fn metrics(self, registry: prometheus::Registry) -> Self {
+        let encode = move || {
+            let mut text = String::new();
+            match prometheus::TextEncoder::new().encode_utf8(&registry.gather(), &mut text) {
+                Ok(()) => Answer {
+                    content_type: "text/plain; version=0.0.4",
+                    ..Answer::text(StatusCode::OK, text)
+                },
+                Err(error) => Answer::text(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    format!("encoding metrics: {error}\n"),
+                ),
+            }
+        };
+        self.get("/metrics", encode.clone())
+            .get("/stats/prometheus", encode)
+    }
+
+    /// `/healthz/ready`: 200 when `pending` is empty, else 503 with one line for each thing waited for.
+    #[must_use]
+    pub fn readiness(self, pending: impl Fn() -> Vec<String> + Send + Sync + 'static) -> Self {
+        self.get("/healthz/ready", move || match pending() {
+            waiting if waiting.is_empty() => Answer::text(StatusCode::OK, "ready\n"),
+            waiting => Answer::text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("not ready:\n{}\n", waiting.join("\n")),
+            ),
+        })
+    }
+
+    fn answer(&self, method: &Method, path: &str) -> Answer {
+        if method != Method::GET {
+            return Answer::text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
+        }
+        match self.paths.get(path) {
+            Some(handler) => handler(),
+            None => {
+                let known: Vec<&str> = self.paths.keys().copied().collect();
+                Answer::text(
+                    StatusCode::NOT_FOUND,
+                    format!("not here; try {}\n", known.join(" ")),
+                )
+            }
+        }
+    }
+}
+
+/// Binds `address` now and serves it on a task of its own until `stop`. Returns the bound address.
+///
+/// # Errors
+/// The bind's, for the operator: the address is taken or not ours.
+pub async fn serve(
+    address: SocketAddr,
+    routes: Routes,
+    stop: CancellationToken,
+) -> std::io::Result<SocketAddr> {
+    let listener = TcpListener::bind(address).await?;
+    let bound = listener.local_addr()?;
+    tokio::spawn(async move {
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let _ended = stop
+            .run_until_cancelled(accept(listener, Arc::new(routes), slots, stop.clone()))
+            .await;
+    });
+    Ok(bound)
+}
+
+async fn accept(
+    listener: TcpListener,
+    routes: Arc<Routes>,
+    slots: Arc<Semaphore>,
+    stop: CancellationToken,
+) -> Infallible {
+    loop {
+        let slot = slots
+            .clone()
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept an HTTP connection");
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
+                continue;
+            }
+        };
+        let (routes, stop) = (routes.clone(), stop.clone());
+        tokio::spawn(async move {
+            let respond = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                let answer = routes.answer(request.method(), request.uri().path());
+                async move { Ok::<_, Infallible>(response(answer)) }
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .max_buf_size(MAX_HEADER_BYTES)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), respond);
+            let connection = tokio::time::timeout(CONNECTION_TIMEOUT, connection);
+            match stop.run_until_cancelled(connection).await {
+                Some(Ok(Err(error))) => tracing::debug!(%error, "an HTTP connection ended early"),
+                Some(Err(_)) => tracing::debug!("an HTTP connection took too long"),
+                Some(Ok(Ok(()))) | None => {}
+            }
+            drop(slot);
+        });
+    }
+}
+
+fn response(answer: Answer) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(answer.body));
+    *response.status_mut() = answer.status;
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static(answer.content_type),
+    );
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    async fn ask(address: SocketAddr, request: &str) -> String {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream
+            .write_all(
+                format!("{request} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes(),
+            )
+            .await
+            .unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    #[tokio::test]
+    async fn paths_are_served_and_only_by_get() {
+        let stop = CancellationToken::new();
+        let routes = Routes::default()
+            .readiness(|| vec!["certificate".to_owned()])
+            .metrics(prometheus::Registry::new());
+        let address = serve("127.0.0.1:0".parse().unwrap(), routes, stop.clone())
+            .await
+            .unwrap();
+        assert!(
+            ask(address, "GET /healthz/ready")
+                .await
+                .starts_with("HTTP/1.1 503")
+        );
+        assert!(
+            ask(address, "GET /metrics")
+                .await
+                .starts_with("HTTP/1.1 200")
+        );
+        assert!(ask(address, "GET /nothing").await.contains("/metrics"));
+        assert!(
+            ask(address, "POST /metrics")
+                .await
+                .starts_with("HTTP/1.1 405")
+        );
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_does_not_read_gives_its_place_back() {
+        const LARGE: usize = 64 << 20;
+        let stop = CancellationToken::new();
+        let routes = Routes::default().get("/large", || Answer::json(vec![b'x'; LARGE]));
+        let address = serve("127.0.0.1:0".parse().unwrap(), routes, stop.clone())
+            .await
+            .unwrap();
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let mut bytes = vec![0; 1024];
+        stream.read_exact(&mut bytes).await.unwrap();
+        // Time runs ahead as soon as nothing else is to do.
+        tokio::time::pause();
+        tokio::time::advance(CONNECTION_TIMEOUT).await;
+        let ended = stream.read_to_end(&mut bytes).await;
+        assert!(ended.is_err() || bytes.len() < LARGE);
+        stop.cancel();
+    }
+}

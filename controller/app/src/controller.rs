@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+use crate::config::Config;
+use crate::keeper::{Keeper, Shared};
+use crate::metrics::Metrics;
+use crate::reports::ReportService;
+use crate::saved::{self, SavedError};
+use crate::{caller, status};
+use podveil_ca_client::ProgramCredentials;
+use podveil_ca_client::transport::{incoming, server_configs};
+use podveil_ca_client::verify::Expected;
+use podveil_identity::{IdentityError, TrustDomain};
+use podveil_program::http::{self, Answer, Routes};
+use podveil_source::{FileSource, LoadError};
+use podveil_xds_server::{Caller, DiscoveryService, Publisher};
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Events that may wait for the keeper; above it, streams of reports wait.
+const QUEUED_EVENTS: usize = 256;
+/// A node that vanished is noticed after interval + timeout.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Streams of one connection at once; a program opens two.
+const MAX_STREAMS: u32 = 16;
+const MAX_HEADER_BYTES: u32 = 16 * 1024;
+/// After the stop signal, for streams to end by themselves.
+const STOP_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Why the controller cannot start: always for the operator to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("listening on {address} for {what}")]
+    Listen {
+        what: &'static str,
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("registering metrics")]
+    Metrics(#[source] prometheus::Error),
+    #[error("the cluster state in the source is of trust domain {found}, not {configured}")]
+    OtherTrustDomain {
+        found: TrustDomain,
+        configured: TrustDomain,
+    },
+    #[error("the saved state of enrolment cannot be used")]
+    Saved(#[source] SavedError),
+    #[error("the source cannot be read")]
+    Source(#[source] LoadError),
+    #[error("trust_domain in the configuration")]
+    TrustDomain(#[source] IdentityError),
+}
+
+/// A running controller.
+#[derive(Debug)]
+pub struct Controller {
+    /// Where nodes connect.
+    pub address: SocketAddr,
+    pub admin_address: SocketAddr,
+    pub metrics_address: SocketAddr,
+    pub readiness_address: SocketAddr,
+    tasks: TaskTracker,
+}
+
+impl Controller {
+    /// Reads the source once and starts everything. All tasks end with `stop`.
+    ///
+    /// # Errors
+    /// [`StartError`]; tasks already started end with `stop`.
+    pub async fn start(
+        config: &Config,
+        credentials: ProgramCredentials,
+        stop: CancellationToken,
+    ) -> Result<Self, StartError> {
+        let trust_domain = config.trust_domain()?;
+        let saved = saved::read(&config.state_dir).map_err(StartError::Saved)?;
+        let source = FileSource::start(&config.source, stop.clone()).map_err(StartError::Source)?;
+        let found = source.cluster().borrow().trust_domain.clone();
+        if found != trust_domain {
+            return Err(StartError::OtherTrustDomain {
+                found,
+                configured: trust_domain,
+            });
+        }
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .map_err(listen_error("nodes", config.listen))?;
+        let address = listener
+            .local_addr()
+            .map_err(listen_error("nodes", config.listen))?;
+
+        let publisher = Publisher::new(unix_millis());
+        let index = Shared::new(saved.clone());
+        let (events, queued) = mpsc::channel(QUEUED_EVENTS);
+        let (saved_tx, saved) = watch::channel(saved);
+        let tasks = TaskTracker::new();
+        tasks.spawn(saved::keep(config.state_dir.clone(), saved));
+        let keeper = Keeper {
+            index: index.clone(),
+            trust_domain,
+            cluster: source.cluster(),
+            events: queued,
+            publisher: publisher.clone(),
+            saved: saved_tx,
+        };
+        let keeping = stop.clone();
+        tasks.spawn(async move {
+            keeper.run(keeping.clone()).await;
+            keeping.cancel();
+        });
+
+        let discovery = DiscoveryService::server(
+            publisher.clone(),
+            |extensions| {
+                let node = caller::node(extensions)?;
+                Ok(Caller(node.as_str().into()))
+            },
+            stop.clone(),
+        );
+        let reports = ReportService::server(publisher.clone(), events, stop.clone());
+        let configs = server_configs(&credentials, Expected::AnyProgram, false);
+        let serve = tonic::transport::Server::builder()
+            .max_concurrent_streams(MAX_STREAMS)
+            .http2_max_header_list_size(MAX_HEADER_BYTES)
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .add_service(discovery)
+            .add_service(reports)
+            .serve_with_incoming_shutdown(
+                incoming(listener, configs),
+                stop.clone().cancelled_owned(),
+            );
+        tasks.spawn(serve_until(serve, stop.clone()));
+
+        let controller = Self {
+            address,
+            admin_address: config.admin_address,
+            metrics_address: config.metrics_address,
+            readiness_address: config.readiness_address,
+            tasks,
+        };
+        controller
+            .serve_http(index, &source, publisher, credentials, stop)
+            .await
+    }
+
+    async fn serve_http(
+        mut self,
+        index: Shared,
+        source: &FileSource,
+        publisher: Publisher,
+        credentials: ProgramCredentials,
+        stop: CancellationToken,
+    ) -> Result<Self, StartError> {
+        let registry = prometheus::Registry::new();
+        let metrics = Metrics::new(index.clone(), source.status(), publisher.clone())
+            .map_err(StartError::Metrics)?;
+        registry
+            .register(Box::new(metrics))
+            .map_err(StartError::Metrics)?;
+        let metrics = Routes::default().metrics(registry);
+
+        let published = publisher.clone();
+        let readiness = Routes::default().readiness(move || {
+            let certificate = credentials.current().is_none().then_some("certificate");
+            let snapshot = (published.version().number == 0).then_some("first snapshot");
+            [certificate, snapshot]
+                .into_iter()
+                .flatten()
+                .map(str::to_owned)
+                .collect()
+        });
+
+        let source = source.status();
+        let admin = Routes::default().get("/status", move || {
+            let source = source.borrow().clone();
+            Answer::json(status::json(index.status(), &source, publisher.version()))
+        });
+
+        for (what, address, routes) in [
+            ("administration", &mut self.admin_address, admin),
+            ("metrics", &mut self.metrics_address, metrics),
+            ("readiness", &mut self.readiness_address, readiness),
+        ] {
+            *address = http::serve(*address, routes, stop.clone())
+                .await
+                .map_err(listen_error(what, *address))?;
+        }
+        self.tasks.close();
+        Ok(self)
+    }
+
+    /// Waits until all tasks have ended: after the stop token, or because one failed that the others need. The state
+    /// of enrolment is saved then.
+    pub async fn ended(&self) {
+        self.tasks.wait().await;
+    }
+}
+
+/// Serves until `stop`, and a little longer for the streams' own ends. A server that ends by itself stops the rest.
+async fn serve_until(
+    serve: impl Future<Output = Result<(), tonic::transport::Error>>,
+    stop: CancellationToken,
+) {
+    let late = async {
+        stop.cancelled().await;
+        tokio::time::sleep(STOP_DEADLINE).await;
+    };
+    tokio::select! {
+        served = serve => if let Err(error) = served {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the server for nodes failed"
+            );
+        },
+        () = late => tracing::warn!("nodes did not let go of their streams in time"),
+    }
+    stop.cancel();
+}
+
+fn listen_error(what: &'static str, address: SocketAddr) -> impl FnOnce(io::Error) -> StartError {
+    move |source| StartError::Listen {
+        what,
+        address,
+        source,
+    }
+}
+
+fn unix_millis() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|age| u64::try_from(age.as_millis()).ok())
+        .unwrap_or_default()
+}

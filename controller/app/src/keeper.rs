@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The one writer of the index.
+
+use podveil_identity::{KubernetesName, TrustDomain};
+use podveil_index::{Index, Module, Report, Saved};
+use podveil_source::Cluster;
+use podveil_xds_server::{Publisher, Snapshot};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+/// What the streams of reports say.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Connected {
+        node: KubernetesName,
+        module: Module,
+    },
+    Disconnected {
+        node: KubernetesName,
+        module: Module,
+    },
+    Reported {
+        node: KubernetesName,
+        module: Module,
+        report: Report,
+    },
+}
+
+/// The index, written by [`Keeper`] and read for status and metrics.
+#[derive(Clone, Debug)]
+pub(crate) struct Shared(Arc<Mutex<Index>>);
+
+impl Shared {
+    pub(crate) fn new(saved: Saved) -> Self {
+        Self(Arc::new(Mutex::new(Index::new(saved))))
+    }
+
+    pub(crate) fn status(&self) -> podveil_index::Status {
+        self.lock().status(now())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Index> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The one clock, which tests may pause.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    pub index: Shared,
+    pub trust_domain: TrustDomain,
+    pub cluster: watch::Receiver<Arc<Cluster>>,
+    pub events: mpsc::Receiver<Event>,
+    pub publisher: Publisher,
+    pub saved: watch::Sender<Saved>,
+}
+
+impl Keeper {
+    /// Ends with `stop`, or when the source is gone.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        self.apply();
+        loop {
+            let wakeup = self.advance();
+            let wait = async {
+                match wakeup {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = self.cluster.changed() => match changed {
+                    Ok(()) => self.apply(),
+                    Err(_) => return,
+                },
+                event = self.events.recv() => match event {
+                    Some(event) => self.take(event),
+                    None => return,
+                },
+                () = wait => {}
+            }
+        }
+    }
+
+    fn apply(&mut self) {
+        let cluster = self.cluster.borrow_and_update().clone();
+        if cluster.trust_domain == self.trust_domain {
+            self.index.lock().apply(now(), &cluster);
+        } else {
+            tracing::error!(
+                configured = %self.trust_domain,
+                found = %cluster.trust_domain,
+                "the cluster state is of another trust domain; the last good one stays in use"
+            );
+        }
+    }
+
+    /// Takes the event and all that wait behind it, so that one pass answers them all.
+    fn take(&mut self, first: Event) {
+        let mut index = self.index.lock();
+        let mut next = Some(first);
+        while let Some(event) = next {
+            match event {
+                Event::Connected { node, module } => index.connected(now(), &node, module),
+                Event::Disconnected { node, module } => index.disconnected(now(), &node, module),
+                Event::Reported {
+                    node,
+                    module,
+                    report,
+                } => index.report(now(), &node, module, report),
+            }
+            next = self.events.try_recv().ok();
+        }
+    }
+
+    /// Publishes until nothing is due any more; says when to look again.
+    fn advance(&self) -> Option<Instant> {
+        let mut index = self.index.lock();
+        let mut published = false;
+        while let Some(snapshot) = index.poll(now()) {
+            let number = self.publisher.publish(Snapshot {
+                workloads: snapshot.workloads,
+                services: snapshot.services,
+                policies: snapshot.policies,
+                mesh: Some(snapshot.mesh),
+            });
+            index.published(number);
+            published = true;
+        }
+        if published {
+            let saved = index.saved();
+            self.saved.send_if_modified(|last| {
+                let changed = *last != saved;
+                *last = saved;
+                changed
+            });
+        }
+        index.next_wakeup(now())
+    }
+}

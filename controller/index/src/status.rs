@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a person is told: where each workload and each program stands, and what it waits for.
+
+use crate::Module;
+use crate::index::Entry;
+use crate::nodes::{Condition, Nodes};
+use podveil_identity::{KubernetesName, WorkloadIdentity};
+use podveil_model::{Epoch, Mode, Stage, Uid};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// At most so many programs are named in one sentence.
+const MAX_NAMED: usize = 5;
+
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// The number of the newest snapshot.
+    pub published: u64,
+    /// The version of the cluster state that is in use.
+    pub version: u64,
+    pub nodes: Vec<NodeStatus>,
+    pub workloads: Vec<WorkloadStatus>,
+    /// What could not be taken as it was written, apart from single workloads.
+    pub conditions: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct NodeStatus {
+    pub name: KubernetesName,
+    /// One that is silent makes the node silent.
+    pub modules: Vec<ModuleStatus>,
+}
+
+#[derive(Clone, Debug)]
+pub struct ModuleStatus {
+    pub module: Module,
+    pub connected: bool,
+    /// Not heard for [`SILENCE`](crate::SILENCE): nobody waits for it.
+    pub silent: bool,
+    pub heard_ago: Duration,
+    pub applied: u64,
+    pub bundle_sequence: u64,
+    pub certificate_generation: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct WorkloadStatus {
+    pub uid: Uid,
+    pub name: Arc<str>,
+    pub identity: WorkloadIdentity,
+    pub node: KubernetesName,
+    pub addresses: Vec<IpAddr>,
+    pub stage: Stage,
+    pub epoch: Epoch,
+    pub mode: Mode,
+    /// What the next stage waits for; empty at rest.
+    pub reason: String,
+    /// What could not be taken as it was written.
+    pub conditions: Vec<String>,
+    pub connections_older: u32,
+    pub connections_captured: u32,
+}
+
+impl NodeStatus {
+    pub fn is_silent(&self) -> bool {
+        self.modules.iter().any(|module| module.silent)
+    }
+}
+
+pub(crate) fn nodes(nodes: &Nodes, now: Instant) -> Vec<NodeStatus> {
+    let mut statuses: Vec<NodeStatus> = Vec::new();
+    for ((node, module), program) in nodes.iter() {
+        let report = program.report.as_ref();
+        let status = ModuleStatus {
+            module: *module,
+            connected: program.streams > 0,
+            silent: program.is_silent(now),
+            heard_ago: now.saturating_duration_since(program.heard),
+            applied: program.applied(),
+            bundle_sequence: report.map_or(0, |report| report.bundle_sequence),
+            certificate_generation: report.map_or(0, |report| report.certificate_generation),
+        };
+        match statuses.last_mut() {
+            Some(last) if last.name == *node => last.modules.push(status),
+            _ => statuses.push(NodeStatus {
+                name: node.clone(),
+                modules: vec![status],
+            }),
+        }
+    }
+    statuses
+}
+
+pub(crate) fn workload(entry: &Entry, nodes: &Nodes, now: Instant) -> WorkloadStatus {
+    let workload = &entry.workload;
+    let report = |module| {
+        nodes
+            .last_report(&workload.node, module)?
+            .workloads
+            .get(&workload.uid)
+    };
+    WorkloadStatus {
+        uid: workload.uid.clone(),
+        name: workload.name.clone(),
+        identity: workload.identity.clone(),
+        node: workload.node.clone(),
+        addresses: workload.addresses.clone(),
+        stage: workload.stage,
+        epoch: workload.epoch,
+        mode: workload.mode,
+        reason: reason(entry, nodes, now),
+        conditions: entry.conditions.clone(),
+        connections_older: report(Module::Redirect).map_or(0, |report| report.connections_older),
+        connections_captured: report(Module::Proxy).map_or(0, |report| report.connections_captured),
+    }
+}
+
+fn reason(entry: &Entry, nodes: &Nodes, now: Instant) -> String {
+    match entry.enrolment.stage() {
+        Stage::None | Stage::Mandatory => String::new(),
+        Stage::Wanted => Module::ALL
+            .iter()
+            .find_map(|module| {
+                let why = not_ready(entry, nodes, *module)?;
+                Some(format!("{module} on {}: {why}", entry.workload.node))
+            })
+            .unwrap_or_default(),
+        Stage::Capturable | Stage::Announced | Stage::Draining => not_applied(entry, nodes, now),
+    }
+}
+
+/// Why a module of the workload's own node does not count as ready.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum NotReady<'a> {
+    Leaving,
+    NotApplied { applied: u64, since: u64 },
+    NotKnown,
+    NotPublished,
+    NotReported,
+    Pending { reason: &'a str },
+}
+
+/// `None`: the module is ready, and says so knowing that the workload is wanted.
+pub(crate) fn not_ready<'a>(
+    entry: &Entry,
+    nodes: &'a Nodes,
+    module: Module,
+) -> Option<NotReady<'a>> {
+    let workload = &entry.workload;
+    let Some(since) = entry.enrolment.since() else {
+        return Some(NotReady::NotPublished);
+    };
+    let Some(report) = nodes.last_report(&workload.node, module) else {
+        return Some(NotReady::NotReported);
+    };
+    if report.applied < since {
+        let applied = report.applied;
+        return Some(NotReady::NotApplied { applied, since });
+    }
+    match report.workloads.get(&workload.uid) {
+        None => Some(NotReady::NotKnown),
+        Some(report) => match report.condition {
+            Condition::Ready => None,
+            Condition::Pending => Some(NotReady::Pending {
+                reason: &report.reason,
+            }),
+            Condition::Released | Condition::Releasing => Some(NotReady::Leaving),
+        },
+    }
+}
+
+impl fmt::Display for NotReady<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Leaving => f.write_str("still letting it go"),
+            Self::NotApplied { applied, since } => {
+                write!(f, "has snapshot {applied} in use, not yet {since}")
+            }
+            Self::NotKnown => f.write_str("has not taken it up"),
+            Self::NotPublished => f.write_str("not told yet"),
+            Self::NotReported => f.write_str("has not reported"),
+            Self::Pending { reason: "" } => f.write_str("not ready"),
+            Self::Pending { reason } => f.write_str(reason),
+        }
+    }
+}
+
+fn not_applied(entry: &Entry, nodes: &Nodes, now: Instant) -> String {
+    let Some(since) = entry.enrolment.since() else {
+        return "not published yet".to_owned();
+    };
+    let late: Vec<_> = nodes
+        .heard(now)
+        .filter(|(_, program)| program.applied() < since)
+        .map(|((node, module), _)| format!("{module} on {node}"))
+        .collect();
+    let named = late.get(..MAX_NAMED.min(late.len())).unwrap_or_default();
+    let more = match late.len() - named.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    if late.is_empty() {
+        return String::new();
+    }
+    format!(
+        "snapshot {since} is not yet in use by {}{more}",
+        named.join(", "),
+    )
+}

@@ -1,0 +1,468 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The index as the controller drives it: states of the cluster and reports in, snapshots out.
+
+#[path = "index/world.rs"]
+mod world;
+
+use podveil_index::{Condition, Index, Module, SILENCE, Saved};
+use podveil_model::{Epoch, Health, Mode, Stage};
+use std::time::Duration;
+use world::World;
+
+const LABELLED: &str = "
+namespaces: [{name: shop, labels: {io.cilium/mtls-enabled: 'true'}}]
+workloads:
+- {name: web, namespace: shop, uid: web, node: n1, serviceAccount: web, addresses: [10.0.0.1]}
+";
+const UNLABELLED: &str = "
+namespaces: [{name: shop}]
+workloads:
+- {name: web, namespace: shop, uid: web, node: n1, serviceAccount: web, addresses: [10.0.0.1]}
+";
+
+/// On two nodes, with all four programs connected and `web` ready on its own node from the first report.
+fn mandatory() -> World {
+    let mut world = World::new();
+    world.apply(LABELLED);
+    world.report_all(&["web"]);
+    assert_eq!(world.stage("web"), Stage::Announced);
+    world.report_all(&["web"]);
+    assert_eq!(world.stage("web"), Stage::Mandatory);
+    world
+}
+
+#[test]
+fn a_labelled_workload_goes_all_the_way_in() {
+    let mut world = World::new();
+    world.apply(LABELLED);
+    assert_eq!(world.stage("web"), Stage::Wanted);
+
+    world.report("n1", Module::Redirect, &[("web", Condition::Ready)]);
+    assert_eq!(
+        world.stage("web"),
+        Stage::Wanted,
+        "the proxy is not ready yet"
+    );
+    world.report("n1", Module::Proxy, &[("web", Condition::Pending)]);
+    assert_eq!(world.stage("web"), Stage::Wanted);
+    assert_eq!(world.reason("web"), "proxy on n1: not ready");
+    world.report("n1", Module::Proxy, &[("web", Condition::Ready)]);
+    assert_eq!(world.stage("web"), Stage::Announced);
+    assert_eq!(
+        world.stages_published("web"),
+        [Stage::Wanted, Stage::Capturable, Stage::Announced]
+    );
+
+    world.report("n1", Module::Proxy, &[("web", Condition::Ready)]);
+    world.report("n1", Module::Redirect, &[("web", Condition::Ready)]);
+    world.report("n2", Module::Proxy, &[]);
+    assert_eq!(
+        world.stage("web"),
+        Stage::Announced,
+        "one program is missing"
+    );
+    assert!(
+        world.reason("web").contains("redirect on n2"),
+        "{}",
+        world.reason("web")
+    );
+    world.report("n2", Module::Redirect, &[]);
+    assert_eq!(world.stage("web"), Stage::Mandatory);
+    assert_eq!(world.reason("web"), "");
+}
+
+#[test]
+fn an_old_readiness_does_not_count() {
+    let mut world = mandatory();
+    world.apply(UNLABELLED);
+    world.report_all(&["web"]);
+    assert_eq!(world.stage("web"), Stage::None);
+    let before = world.number;
+    world.apply(LABELLED);
+    assert_eq!(world.stage("web"), Stage::Wanted);
+    // A report on its way since before: ready, but not for this time.
+    world.report_at("n1", Module::Proxy, before, &[("web", Condition::Ready)]);
+    world.report_at("n1", Module::Redirect, before, &[("web", Condition::Ready)]);
+    assert_eq!(world.stage("web"), Stage::Wanted);
+    world.report_all(&["web"]);
+    assert_eq!(world.stage("web"), Stage::Announced);
+}
+
+#[test]
+fn a_silent_node_is_skipped_and_named() {
+    let mut world = World::new();
+    world.apply(LABELLED);
+    world.report("n1", Module::Redirect, &[("web", Condition::Ready)]);
+    world.report("n1", Module::Proxy, &[("web", Condition::Ready)]);
+    world.advance(SILENCE / 2);
+    world.report("n1", Module::Redirect, &[("web", Condition::Ready)]);
+    world.report("n1", Module::Proxy, &[("web", Condition::Ready)]);
+    assert_eq!(world.stage("web"), Stage::Announced);
+
+    let wakeup = world.index.next_wakeup(world.now).unwrap();
+    world.advance(wakeup - world.now);
+    assert_eq!(world.stage("web"), Stage::Mandatory);
+    let status = world.index.status(world.now);
+    let silent: Vec<_> = status
+        .nodes
+        .iter()
+        .filter(|node| node.is_silent())
+        .collect();
+    assert_eq!(silent.len(), 1);
+    assert_eq!(silent.first().unwrap().name.as_str(), "n2");
+    assert_eq!(
+        world.index.next_wakeup(world.now),
+        None,
+        "nothing waits any more"
+    );
+}
+
+#[test]
+fn a_label_taken_off_drains_first() {
+    let mut world = mandatory();
+    world.apply(UNLABELLED);
+    assert_eq!(world.stage("web"), Stage::Draining);
+    world.report("n1", Module::Redirect, &[("web", Condition::Ready)]);
+    world.report("n1", Module::Proxy, &[("web", Condition::Ready)]);
+    world.report("n2", Module::Redirect, &[]);
+    assert_eq!(world.stage("web"), Stage::Draining);
+    world.report("n2", Module::Proxy, &[]);
+    assert_eq!(world.stage("web"), Stage::None);
+}
+
+#[test]
+fn a_label_put_back_while_draining_is_announced_again_at_once() {
+    let mut world = mandatory();
+    world.apply(UNLABELLED);
+    assert_eq!(world.stage("web"), Stage::Draining);
+    world.apply(LABELLED);
+    assert_eq!(
+        world.stage("web"),
+        Stage::Announced,
+        "peers never stopped tunnelling to it"
+    );
+    world.report_all(&["web"]);
+    assert_eq!(world.stage("web"), Stage::Mandatory);
+}
+
+#[test]
+fn a_label_taken_off_before_announcement_needs_no_draining() {
+    for reports in 0..3 {
+        let mut world = World::new();
+        world.apply(LABELLED);
+        for _ in 0..reports {
+            world.report_all(&["web"]);
+        }
+        world.apply(UNLABELLED);
+        let announced = reports > 0;
+        let expected = if announced {
+            Stage::Draining
+        } else {
+            Stage::None
+        };
+        assert_eq!(world.stage("web"), expected);
+        world.report_all(&["web"]);
+        assert_eq!(world.stage("web"), Stage::None);
+    }
+}
+
+#[test]
+fn epochs_grow_with_every_stage_published() {
+    let mut world = mandatory();
+    for text in [UNLABELLED, LABELLED, UNLABELLED] {
+        world.apply(text);
+        world.report_all(&["web"]);
+        world.report_all(&["web"]);
+    }
+    let epochs = world.epochs_published("web");
+    assert!(epochs.len() > 8);
+    assert!(epochs.is_sorted_by(|a, b| a < b), "{epochs:?}");
+}
+
+#[test]
+fn a_node_that_is_no_longer_ready_takes_nothing_out() {
+    let mut world = mandatory();
+    world.report("n1", Module::Proxy, &[("web", Condition::Pending)]);
+    world.report("n1", Module::Redirect, &[]);
+    world.disconnect("n1", Module::Proxy);
+    world.advance(SILENCE * 2);
+    assert_eq!(world.stage("web"), Stage::Mandatory);
+}
+
+#[test]
+fn a_removed_workload_is_gone_at_once() {
+    let mut world = mandatory();
+    world.apply("namespaces: [{name: shop, labels: {io.cilium/mtls-enabled: 'true'}}]");
+    assert!(world.find("web").is_none());
+    assert!(world.index.saved().workloads.is_empty());
+}
+
+#[test]
+fn who_is_enrolled() {
+    // Labels of the namespace, the rest of the workload, is it wanted?
+    let on = "io.cilium/mtls-enabled: 'true'";
+    for (labels, workload, wanted) in [
+        (on, "", true),
+        ("", "", false),
+        ("io.cilium/mtls-enabled: 'TRUE'", "", false),
+        (on, "labels: {io.cilium/mtls-enabled: 'false'}", false),
+        (on, "labels: {io.cilium/mtls-enabled: 'true'}", true),
+        ("", "labels: {io.cilium/mtls-enabled: 'true'}", false),
+        (
+            "io.cilium/mtls-enabled: 'true', podveil.io/mode: strict",
+            "labels: {io.cilium/mtls-enabled: 'false'}",
+            true,
+        ),
+        (on, "hostNetwork: true", false),
+        (on, "phase: Terminating", false),
+        (on, "ready: false", true),
+    ] {
+        let mut world = World::new();
+        world.apply(&format!(
+            "
+namespaces: [{{name: shop, labels: {{{labels}}}}}]
+workloads:
+- {{name: web, namespace: shop, uid: web, node: n1, serviceAccount: web, addresses: [10.0.0.1], {workload}}}
+"
+        ));
+        let expected = if wanted { Stage::Wanted } else { Stage::None };
+        assert_eq!(world.stage("web"), expected, "{labels} {workload}");
+    }
+}
+
+#[test]
+fn a_terminating_workload_keeps_its_stage() {
+    let mut world = mandatory();
+    world.apply(&LABELLED.replace("addresses", "phase: Terminating, addresses"));
+    let web = world.workload("web");
+    assert_eq!(
+        (web.stage, web.health),
+        (Stage::Mandatory, Health::Terminating)
+    );
+}
+
+#[test]
+fn a_change_that_decides_nothing_leaves_the_epoch() {
+    let mut world = mandatory();
+    let before = world.workload("web");
+    world.apply(&LABELLED.replace("addresses", "ready: false, addresses"));
+    let after = world.workload("web");
+    assert_eq!(after.epoch, before.epoch);
+    assert_eq!(after.health, Health::Unhealthy);
+}
+
+#[test]
+fn a_mode_that_cannot_be_read_keeps_the_last_good_one() {
+    let mut world = World::new();
+    let with =
+        |mode: &str| LABELLED.replace("'true'}", &format!("'true', podveil.io/mode: {mode}}}"));
+    world.apply(&with("strict"));
+    let strict = world.workload("web");
+    assert_eq!(strict.mode, Mode::Strict);
+    world.apply(&with("srtict"));
+    assert_eq!(world.workload("web").mode, Mode::Strict);
+    let conditions = world.index.status(world.now).conditions;
+    assert!(
+        conditions.iter().any(|text| text.contains("srtict")),
+        "{conditions:?}"
+    );
+    world.apply(&with("permissive"));
+    let permissive = world.workload("web");
+    assert_eq!(permissive.mode, Mode::Permissive);
+    assert!(permissive.epoch > strict.epoch);
+}
+
+#[test]
+fn ports_that_cannot_be_read_keep_the_last_good_ones() {
+    let mut world = World::new();
+    let with = |ports: &str| {
+        let annotations =
+            format!("annotations: {{podveil.io/exclude-inbound-ports: '{ports}'}}, addresses");
+        LABELLED.replace("addresses", &annotations)
+    };
+    world.apply(&with("9090, 9091"));
+    assert_eq!(world.workload("web").exclude_inbound_ports.len(), 2);
+    world.apply(&with("9090, many"));
+    assert_eq!(world.workload("web").exclude_inbound_ports.len(), 2);
+    assert!(world.conditions("web").contains("many"));
+    world.apply(&with("9090").replace("'true'}", "'true', podveil.io/mode: strict}"));
+    assert!(world.workload("web").exclude_inbound_ports.is_empty());
+    assert!(world.conditions("web").contains("strict"));
+}
+
+#[test]
+fn an_address_claimed_twice_belongs_to_the_newest_running_one() {
+    let mut world = World::new();
+    let old = "- {name: old, namespace: shop, uid: old, node: n1, serviceAccount: a, addresses: [10.0.0.1, 10.0.0.2]}";
+    world.apply(&format!("workloads:\n{old}\n"));
+    let new = "- {name: new, namespace: shop, uid: new, node: n2, serviceAccount: b, addresses: [10.0.0.1]}";
+    // Written first, and yet newer.
+    world.apply(&format!("workloads:\n{new}\n{old}\n"));
+    assert_eq!(world.addresses("new"), ["10.0.0.1"]);
+    assert_eq!(world.addresses("old"), ["10.0.0.2"]);
+    assert!(
+        world
+            .conditions("old")
+            .contains("10.0.0.1 belongs to the newer new")
+    );
+
+    let ending = new.replace("serviceAccount", "phase: Terminating, serviceAccount");
+    world.apply(&format!("workloads:\n{ending}\n{old}\n"));
+    assert_eq!(world.addresses("old"), ["10.0.0.1", "10.0.0.2"]);
+    assert!(world.addresses("new").is_empty());
+}
+
+#[test]
+fn a_finished_pod_owns_nothing() {
+    for phase in ["Succeeded", "Failed"] {
+        let mut world = World::new();
+        world.apply(&format!(
+            "
+workloads:
+- {{name: web, namespace: shop, uid: web, node: n1, serviceAccount: a, addresses: [10.0.0.1]}}
+- {{name: job, namespace: shop, uid: job, node: n1, serviceAccount: a, addresses: [10.0.0.1], phase: {phase}}}
+"
+        ));
+        assert!(world.find("job").is_none());
+        assert_eq!(world.addresses("web"), ["10.0.0.1"]);
+    }
+}
+
+#[test]
+fn a_host_network_pod_owns_no_address() {
+    let mut world = World::new();
+    world.apply(
+        "
+workloads:
+- {name: web, namespace: shop, uid: web, node: n1, serviceAccount: a, addresses: [10.0.0.1]}
+- {name: ds, namespace: shop, uid: ds, node: n1, serviceAccount: a, addresses: [10.0.0.1], hostNetwork: true}
+",
+    );
+    assert!(world.addresses("ds").is_empty());
+    assert_eq!(world.addresses("web"), ["10.0.0.1"]);
+}
+
+#[test]
+fn endpoints_follow_from_services() {
+    let mut world = World::new();
+    world.apply(
+        "
+workloads:
+- {name: web, namespace: shop, uid: web, node: n1, serviceAccount: a, addresses: [10.0.0.1]}
+- {name: web, namespace: other, uid: other, node: n1, serviceAccount: a, addresses: [10.0.0.2]}
+services:
+- {name: web, namespace: shop, addresses: [10.96.0.1, 10.0.0.2], ports: [{port: 80, targetPort: 8080}], endpoints: [web, later]}
+",
+    );
+    let web = world.workload("web");
+    let (key, ports) = web.services.first_key_value().unwrap();
+    assert_eq!(key.to_string(), "shop/web.shop.svc.cluster.local");
+    assert_eq!(ports.get(&80), Some(&8080));
+    assert!(world.workload("other").services.is_empty());
+    // The address of a pod stays the pod's.
+    let service = world
+        .last
+        .as_ref()
+        .unwrap()
+        .services
+        .first()
+        .unwrap()
+        .clone();
+    assert_eq!(
+        service.addresses,
+        ["10.96.0.1".parse::<std::net::IpAddr>().unwrap()]
+    );
+    assert_eq!(world.index.status(world.now).conditions.len(), 1);
+}
+
+#[test]
+fn a_policy_that_selects_is_named_by_the_workload() {
+    let mut world = World::new();
+    world.apply(
+        "
+workloads:
+- {name: web, namespace: shop, uid: web, node: n1, serviceAccount: a}
+- {name: db, namespace: shop, uid: db, node: n1, serviceAccount: a}
+policies:
+- {name: p, namespace: shop, scope: workloads, workloads: [web], action: deny}
+- {name: q, namespace: shop, scope: namespace, action: deny}
+",
+    );
+    let named: Vec<_> = world.workload("web").policies.iter().cloned().collect();
+    assert_eq!(named, ["shop/p".into()]);
+    assert!(world.workload("db").policies.is_empty());
+    assert_eq!(world.last.as_ref().unwrap().policies.len(), 2);
+}
+
+#[test]
+fn a_restart_goes_on_where_it_stopped() {
+    let world = mandatory();
+    let before = world.workload("web");
+    let mut again = World::restored(world.index.saved());
+    again.apply(LABELLED);
+    let after = again.workload("web");
+    assert_eq!((after.stage, after.epoch), (before.stage, before.epoch));
+
+    // The label was taken off meanwhile: peers are told first, as ever.
+    let mut again = World::restored(world.index.saved());
+    again.apply(UNLABELLED);
+    let after = again.workload("web");
+    assert_eq!(after.stage, Stage::Draining);
+    assert!(after.epoch > before.epoch);
+}
+
+#[test]
+fn epochs_are_not_reset_by_a_clock_set_back() {
+    let mut world = World::restored(Saved {
+        version: 1_000_000,
+        workloads: Default::default(),
+    });
+    world.apply(LABELLED);
+    let epoch = world.workload("web").epoch;
+    assert!(
+        epoch
+            >= Epoch {
+                resource_version: 1_000_000,
+                stage: 0
+            },
+        "{epoch}"
+    );
+}
+
+#[test]
+fn nothing_is_published_twice() {
+    let mut world = mandatory();
+    let number = world.number;
+    world.report_all(&["web"]);
+    world.advance(Duration::from_secs(1));
+    assert_eq!(world.number, number);
+    assert!(world.index.poll(world.now).is_none());
+}
+
+#[test]
+fn nothing_is_published_before_the_first_state() {
+    let mut index = Index::new(Saved::default());
+    assert!(index.poll(std::time::Instant::now()).is_none());
+}
+
+#[test]
+fn an_unchanged_mesh_keeps_its_epoch() {
+    let mut world = World::new();
+    world.apply("ranges: {pods: [10.0.0.0/8]}");
+    let first = world.last.clone().unwrap().mesh;
+    assert!(first.ranges_known);
+    world.apply("ranges: {pods: [10.0.0.0/8]}\nworkloads: []");
+    assert_eq!(world.last.clone().unwrap().mesh, first);
+    world.apply("");
+    let changed = world.last.clone().unwrap().mesh;
+    assert!(!changed.ranges_known && changed.epoch > first.epoch);
+}
+
+#[test]
+fn a_report_about_another_nodes_workload_is_left_out() {
+    let mut world = World::new();
+    world.apply(LABELLED);
+    world.report("n2", Module::Proxy, &[("web", Condition::Ready)]);
+    world.report("n2", Module::Redirect, &[("web", Condition::Ready)]);
+    assert_eq!(world.stage("web"), Stage::Wanted);
+}

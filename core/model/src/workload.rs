@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+use crate::{EndpointPorts, Epoch, Mode, ServiceKey, Stage};
+use podveil_identity::{KubernetesName, WorkloadIdentity};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Names one running instance for its whole life; a replaced pod of the same name has another.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Uid(pub Arc<str>);
+
+impl fmt::Display for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<&str> for Uid {
+    fn from(uid: &str) -> Self {
+        Self(uid.into())
+    }
+}
+
+/// May a new connection be sent there?
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Health {
+    #[default]
+    Healthy,
+    /// Keeps its connections, gets no new one through a service.
+    Terminating,
+    Unhealthy,
+}
+
+/// One running instance.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Workload {
+    pub uid: Uid,
+    pub name: Arc<str>,
+    pub identity: WorkloadIdentity,
+    /// All addresses on the pod's network; empty for a host-network pod, which owns none of its own.
+    pub addresses: Vec<IpAddr>,
+    pub node: KubernetesName,
+    pub health: Health,
+    pub host_network: bool,
+    pub stage: Stage,
+    pub epoch: Epoch,
+    pub mode: Mode,
+    /// Telemetry only: the owner's name, e.g. of the Deployment.
+    pub workload_name: Arc<str>,
+    pub canonical_name: Arc<str>,
+    pub canonical_revision: Arc<str>,
+    pub cluster: Arc<str>,
+    /// The services it is an endpoint of, with its own port for each port of theirs.
+    pub services: BTreeMap<ServiceKey, EndpointPorts>,
+    /// Policies that select it beyond those of its namespace: `<namespace>/<name>`.
+    pub policies: BTreeSet<Arc<str>>,
+    pub exclude_outbound_ports: BTreeSet<u16>,
+    pub exclude_inbound_ports: BTreeSet<u16>,
+    pub plain_inbound_ports: BTreeSet<u16>,
+    /// Load-balancing weight; 1 where nothing is said.
+    pub capacity: u32,
+}
+
+impl Workload {
+    pub fn namespace(&self) -> &KubernetesName {
+        &self.identity.namespace
+    }
+
+    /// The address of the same family as `like`, if it has one.
+    pub fn address_like(&self, like: IpAddr) -> Option<IpAddr> {
+        self.addresses
+            .iter()
+            .copied()
+            .find(|ip| ip.is_ipv4() == like.is_ipv4())
+    }
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+use anyhow::ensure;
+use podveil_interop_tests::{Mesh, tcp};
+use podveil_sim::{NodeSettings, run};
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+const PORT: u16 = 9000;
+
+/// Short bounds, so that each stage shows its own.
+fn impatient() -> NodeSettings {
+    let mut settings = NodeSettings::default();
+    for key in [
+        "hold_bound",
+        "connect_timeout",
+        "tls_timeout",
+        "http2_timeout",
+        "connect_response_timeout",
+    ] {
+        settings.proxy.insert(key.into(), json!("1s"));
+    }
+    settings
+}
+
+fn mesh() -> anyhow::Result<Mesh> {
+    Mesh::start(
+        impatient(),
+        &[
+            (1, "shop", "client", "client"),
+            (2, "shop", "far", "web"),
+            (2, "legacy", "plain", "plain"),
+        ],
+    )
+}
+
+/// The bounds above, twice (a retry), and a busy machine.
+const BOUND: Duration = Duration::from_secs(10);
+
+fn expect_reset_in_time(mesh: &Mesh) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let client = tcp::connect(mesh.netns("client"), mesh.address("far", PORT))?;
+    tcp::expect_reset(&client)?;
+    ensure!(
+        began.elapsed() < BOUND,
+        "the reset came after {:?}",
+        began.elapsed()
+    );
+    Ok(())
+}
+
+#[test]
+#[ignore = "netns"]
+fn a_peer_that_does_not_answer_tcp_is_given_up_by_reset() -> anyhow::Result<()> {
+    let mesh = mesh()?;
+    let netns = format!("--net=/run/netns/{}", mesh.topology.nodes[1].namespace);
+    run("nsenter", [&netns, "nft", "add table inet silence"])?;
+    run(
+        "nsenter",
+        [
+            &netns,
+            "nft",
+            "add chain inet silence forward { type filter hook forward priority 0 ; }",
+        ],
+    )?;
+    run(
+        "nsenter",
+        [
+            &netns,
+            "nft",
+            "add rule inet silence forward tcp dport 15008 drop",
+        ],
+    )?;
+    expect_reset_in_time(&mesh)
+}
+
+#[test]
+#[ignore = "netns"]
+fn a_peer_that_does_not_answer_tls_is_given_up_by_reset() -> anyhow::Result<()> {
+    let mesh = mesh()?;
+    let proxy = nix::unistd::Pid::from_raw(mesh.nodes[1].proxy.pid().try_into()?);
+    nix::sys::signal::kill(proxy, nix::sys::signal::Signal::SIGSTOP)?;
+    let refused = expect_reset_in_time(&mesh);
+    nix::sys::signal::kill(proxy, nix::sys::signal::Signal::SIGCONT)?;
+    refused
+}
+
+#[test]
+#[ignore = "netns"]
+fn a_silent_client_of_15008_is_cut_off() -> anyhow::Result<()> {
+    let mesh = mesh()?;
+    let silent = tcp::connect(mesh.netns("plain"), mesh.address("far", 15008))?;
+    let began = Instant::now();
+    let mut byte = [0];
+    let read = std::io::Read::read(&mut &silent, &mut byte);
+    ensure!(!matches!(read, Ok(count) if count > 0), "it was answered");
+    ensure!(
+        began.elapsed() < BOUND,
+        "it was cut off after {:?} only ({read:?})",
+        began.elapsed()
+    );
+    Ok(())
+}

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The promises, held by the real programs in real network namespaces. One binary, run by `cargo xtask test netns`.
+
+mod addresses;
+mod bytes;
+mod closing;
+mod fence;
+mod handshakes;
+mod modes;
+mod outages;
+mod policy;
+mod protocols;

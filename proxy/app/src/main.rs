@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `podveil-node`: the node program. One module a process; see `docs/configuration.md`.
+
+#![forbid(unsafe_code)]
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use podveil_node::config::{Module, NodeConfig};
+use podveil_node::{log, process, proxy, redirect};
+use podveil_program::{ProcessEnvironment, forbid_core_dumps, shutdown_signal};
+use std::num::NonZero;
+use std::path::PathBuf;
+use tokio_util::sync::CancellationToken;
+
+/// Returns freed memory to the system and does not fragment under many small connections, as the system's does.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Podveil's node program.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// The configuration file; without one the environment says everything.
+    #[arg(long, global = true)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+enum Command {
+    /// Take every rule, socket and cgroup of this node out again, then end.
+    Teardown,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let config = NodeConfig::load(arguments.config.as_deref(), &ProcessEnvironment)?;
+    log::init(config.log);
+    forbid_core_dumps();
+    let module = config.module()?;
+    let descriptors = process::raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers(&config))
+        .enable_all()
+        .build()
+        .context("the runtime cannot be started")?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = %config.node,
+        ?module,
+        descriptors,
+        "podveil-node starts"
+    );
+    let result = runtime.block_on(run(config, module, arguments.command));
+    // Nothing that still blocks may hold up the end.
+    runtime.shutdown_background();
+    result
+}
+
+async fn run(config: NodeConfig, module: Module, command: Option<Command>) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            let signal = shutdown_signal().await;
+            tracing::info!(signal, "asked to stop");
+            stop.cancel();
+        }
+    });
+    match (command, module) {
+        (Some(Command::Teardown), _) => redirect::teardown(&config).await,
+        (None, Module::Proxy) => {
+            // Before the first socket: a socket belongs to the cgroup of whoever made it.
+            podveil_netns::cgroup::join(&config.cgroup_name())
+                .context("the proxy's cgroup cannot be joined")?;
+            proxy::run(config, stop).await
+        }
+        (None, Module::Redirect) => redirect::run(config, stop).await,
+    }
+}
+
+fn workers(config: &NodeConfig) -> usize {
+    let available = std::thread::available_parallelism().map_or(1, NonZero::get);
+    config.worker_threads.unwrap_or(available).max(2)
+}

@@ -1,0 +1,387 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The `proxy` module: everything that lives as long as the process, and the order in which it ends.
+//!
+//! | task | reads | writes |
+//! |---|---|---|
+//! | program credentials | the CA | SVID and bundle in use (`watch`) |
+//! | workload certificates | the CA | each identity's SVID (`watch`) |
+//! | xDS client | the controller | batches (bounded `mpsc`) |
+//! | state | batches, questions of connections | the view, the version in use (`watch`) |
+//! | prefetch | the view | holds on certificates |
+//! | ZDS client | the agent | pods |
+//! | retry | pending pods | pods |
+//! | reports | pods, view, version, bundle | the controller |
+//! | sweep | the view | metrics of workloads that are gone |
+//! | HTTP endpoints | all of these | nothing |
+//!
+//! On SIGTERM the agent is let go first, so that a successor may have it; then pods stop accepting and their
+//! connections are given the drain bound; everything else ends last, because connections under drain still need state
+//! and certificates.
+
+use crate::admin::Facts;
+use crate::config::{NodeConfig, ProxySection};
+use crate::metrics::{LiveWorkloads, NodeMetrics, ProcessMetrics, TrafficMetrics};
+use crate::pods::{ListenerSource, Pods, Shared};
+use crate::reports::Reporter;
+use crate::{prefetch, process, zds};
+use anyhow::Context;
+use podveil_ca_client::{
+    Module, ProgramConfig, ProgramCredentials, WorkloadCertificates, WorkloadLimits, transport,
+};
+use podveil_identity::ProgramIdentity;
+use podveil_model::{Epoch, MeshConfig};
+use podveil_net::MARK;
+use podveil_program::http::{self, Routes};
+use podveil_state::{Limits, StateHandle, StateTask};
+use podveil_xds_client as xds;
+use prometheus::Registry;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Channel;
+
+/// Between two looks for series of workloads that are gone.
+const SWEEP: Duration = Duration::from_secs(30);
+/// A controller that is back is found within this: new pods wait for it. Peers wait up to 15 s.
+const XDS_LAST_RETRY: Duration = Duration::from_secs(5);
+/// What tasks that only wait are given to end.
+const END_BOUND: Duration = Duration::from_secs(5);
+
+/// The links to the control plane, which a test may bring itself.
+#[derive(Clone, Debug)]
+pub struct Links {
+    pub credentials: ProgramCredentials,
+    pub ca: Channel,
+    pub controller: Channel,
+    /// On sockets made in pods; `None` makes them without privileges.
+    pub mark: Option<u32>,
+}
+
+impl Links {
+    /// The real ones, which connect when they are first used and again whenever they must.
+    pub fn start(config: &NodeConfig, stop: &CancellationToken) -> Self {
+        let credentials =
+            ProgramCredentials::start(program(config, Module::Proxy), stop.child_token());
+        let channel = |address: &str, server| transport::channel(address, &credentials, server);
+        Self {
+            ca: channel(config.ca_address.as_str(), ProgramIdentity::Ca),
+            controller: channel(config.xds_address.as_str(), ProgramIdentity::Controller),
+            mark: Some(MARK),
+            credentials,
+        }
+    }
+}
+
+/// Whom the CA gives this process its own certificate as.
+pub fn program(config: &NodeConfig, module: Module) -> ProgramConfig {
+    ProgramConfig {
+        trust_domain: config.trust_domain.clone(),
+        identity: ProgramIdentity::Node(config.node.clone()),
+        ca_address: config.ca_address.to_string(),
+        token_path: config.token.clone(),
+        bootstrap_bundle: config.bootstrap_bundle.clone(),
+        state_dir: config.state_dir.clone(),
+        module,
+    }
+}
+
+/// The running proxy.
+#[derive(Debug)]
+pub struct Proxy {
+    config: Arc<NodeConfig>,
+    pods: Pods,
+    endpoints: Endpoints,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    end: CancellationToken,
+}
+
+/// Where the HTTP endpoints are really bound.
+#[derive(Clone, Copy, Debug)]
+pub struct Endpoints {
+    pub admin: SocketAddr,
+    pub metrics: SocketAddr,
+    pub readiness: SocketAddr,
+}
+
+/// Runs the proxy until `stop`, then drains.
+///
+/// # Errors
+/// As [`Proxy::start`].
+pub async fn run(config: NodeConfig, stop: CancellationToken) -> anyhow::Result<()> {
+    // Ends what must outlive the drain.
+    let end = CancellationToken::new();
+    let links = Links::start(&config, &end);
+    Proxy::start(config, links, stop, end).await?.run().await;
+    Ok(())
+}
+
+impl Proxy {
+    /// Starts every task. `stop` begins the drain; `end` is cancelled after it, and ends what drains need.
+    ///
+    /// # Errors
+    /// An endpoint's address cannot be had: for the operator.
+    pub async fn start(
+        config: NodeConfig,
+        links: Links,
+        stop: CancellationToken,
+        end: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let config = Arc::new(config);
+        let registry = Registry::new();
+        ProcessMetrics::register(&registry);
+        let metrics = NodeMetrics::new(&registry);
+        let section = &config.proxy;
+        let traffic = Arc::new(TrafficMetrics::new(
+            &registry,
+            section.max_traffic_series,
+            section.gone_series_kept.0,
+        ));
+        let certificates = WorkloadCertificates::new(
+            links.ca.clone(),
+            links.credentials.clone(),
+            WorkloadLimits::default(),
+            end.child_token(),
+        );
+        let tasks = TaskTracker::new();
+        let (state, in_use, xds_status) = start_state(&config, &links, &tasks, &end);
+        let pods = Pods::new(Shared {
+            trust_domain: config.trust_domain.clone(),
+            listeners: listeners(&config, links.mark),
+            mark: links.mark,
+            limits: limits(section),
+            state: state.clone(),
+            certificates: certificates.clone(),
+            bundle: links.credentials.bundle(),
+            traffic: traffic.clone(),
+            metrics: metrics.clone(),
+            drain: CancellationToken::new(),
+            stop: CancellationToken::new(),
+        });
+        let zds_status = watch::Sender::default();
+        let facts = Facts {
+            config: config.clone(),
+            pods: pods.clone(),
+            state: state.clone(),
+            credentials: links.credentials.clone(),
+            certificates: certificates.clone(),
+            zds: zds_status.subscribe(),
+            xds: xds_status,
+        };
+        let endpoints = serve_endpoints(&config, registry, &facts, &end).await?;
+        tasks.spawn(prefetch::run(
+            config.node.clone(),
+            state.clone(),
+            certificates.clone(),
+            end.child_token(),
+        ));
+        tasks.spawn(sweep(traffic, state.clone(), end.child_token()));
+        tasks.spawn(show_links(metrics.clone(), facts, end.child_token()));
+        // Mode A's control planes take no reports.
+        if config.holder().is_some() {
+            let reporter = Reporter {
+                node: config.node.clone(),
+                pods: pods.clone(),
+                state,
+                in_use,
+                credentials: links.credentials,
+                certificates,
+            };
+            let connected = metrics.connected.with_label_values(&["reports"]);
+            tasks.spawn(reporter.run(links.controller, connected, stop.child_token()));
+        }
+        tasks.spawn({
+            let (mut pods, config, stop) = (pods.clone(), config.clone(), stop.clone());
+            async move {
+                let (socket, take_over) = (&config.zds_socket, config.proxy.take_over);
+                zds::run(socket, take_over, &mut pods, &zds_status, &stop).await;
+            }
+        });
+        tasks.spawn({
+            let (pods, stop) = (pods.clone(), stop.clone());
+            async move { pods.retry(&stop).await }
+        });
+        Ok(Self {
+            config,
+            pods,
+            endpoints,
+            tasks,
+            stop,
+            end,
+        })
+    }
+
+    pub fn endpoints(&self) -> Endpoints {
+        self.endpoints
+    }
+
+    /// Waits for the stop signal, drains, and ends every task.
+    pub async fn run(self) {
+        self.stop.cancelled().await;
+        let bound = self.config.proxy.drain_bound.0;
+        let bound_ms = bound.as_millis() as u64;
+        tracing::info!(bound_ms, "stopping: no new connection is accepted");
+        self.pods.drain(bound).await;
+        self.end.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(END_BOUND, self.tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::error!("some tasks did not end");
+        }
+    }
+}
+
+/// Starts the xDS client and the one writer of the state.
+fn start_state(
+    config: &NodeConfig,
+    links: &Links,
+    tasks: &TaskTracker,
+    end: &CancellationToken,
+) -> (
+    StateHandle,
+    watch::Receiver<podveil_state::Version>,
+    watch::Receiver<xds::Status>,
+) {
+    let node = xds::NodeInfo {
+        node: config.node.to_string(),
+        name: format!("podveil-node-{}", config.node),
+        namespace: "podveil-system".to_owned(),
+        ..xds::NodeInfo::default()
+    };
+    let client = xds::Client::start(
+        links.controller.clone(),
+        xds::Config {
+            mesh_config: config.holder().is_some(),
+            backoff_max: XDS_LAST_RETRY,
+            ..xds::Config::new(node)
+        },
+        end.child_token(),
+    );
+    let (writer, state, questions) = podveil_state::channel();
+    if config.holder().is_none() {
+        writer.update(|view| {
+            view.insert_mesh(Arc::new(foreign_mesh(config)));
+        });
+    }
+    let (in_use_sender, in_use) = watch::channel(None);
+    let task = StateTask {
+        writer,
+        batches: client.batches,
+        demand: Some(client.demand),
+        questions,
+        in_use: in_use_sender,
+    };
+    tasks.spawn(task.run(end.child_token()));
+    (state, in_use, client.status)
+}
+
+/// What stands in for the mesh configuration that a foreign control plane does not have: nobody can say which addresses
+/// are inside, so each unknown one is asked for.
+fn foreign_mesh(config: &NodeConfig) -> MeshConfig {
+    MeshConfig {
+        trust_domain: config.trust_domain.clone(),
+        pod_ranges: Vec::new(),
+        service_ranges: Vec::new(),
+        ranges_known: false,
+        plain_outbound_ranges: Vec::new(),
+        epoch: Epoch::default(),
+    }
+}
+
+fn listeners(config: &NodeConfig, mark: Option<u32>) -> ListenerSource {
+    match config.holder() {
+        Some(path) => ListenerSource::Holder(path.to_owned()),
+        None => ListenerSource::Own {
+            backlog: config.proxy.backlog,
+            mark,
+        },
+    }
+}
+
+fn limits(section: &ProxySection) -> Limits {
+    Limits {
+        hold_bound: section.hold_bound.0,
+        connect_timeout: section.connect_timeout.0,
+        tls_timeout: section.tls_timeout.0,
+        h2_timeout: section.http2_timeout.0,
+        connect_response_timeout: section.connect_response_timeout.0,
+        max_held: section.max_held_per_pod,
+        max_connections: process::connections_per_pod(section.max_connections_per_pod),
+        max_tunnels: section.max_tunnels_per_pod,
+        max_streams_per_tunnel: section.max_streams_per_tunnel,
+        tunnel_idle: section.tunnel_idle_timeout.0,
+    }
+}
+
+async fn serve_endpoints(
+    config: &NodeConfig,
+    registry: Registry,
+    facts: &Facts,
+    end: &CancellationToken,
+) -> anyhow::Result<Endpoints> {
+    let readiness = {
+        let facts = facts.clone();
+        Routes::default().readiness(move || facts.pending())
+    };
+    let serve = async |what: &str, address: SocketAddr, routes: Routes| {
+        http::serve(address, routes, end.child_token())
+            .await
+            .with_context(|| format!("{what} {address} cannot be served"))
+    };
+    let metrics = Routes::default().metrics(registry);
+    Ok(Endpoints {
+        admin: serve("admin_address", config.admin_address, facts.routes()).await?,
+        metrics: serve("metrics_address", config.metrics_address, metrics).await?,
+        readiness: serve("readiness_address", config.readiness_address, readiness).await?,
+    })
+}
+
+/// Takes out the metrics of workloads that are gone.
+async fn sweep(traffic: Arc<TrafficMetrics>, state: StateHandle, end: CancellationToken) {
+    let sweeps = async {
+        loop {
+            tokio::time::sleep(SWEEP).await;
+            let view = state.view();
+            // Before the first push nobody is known to be gone.
+            if view.is_synced() {
+                let live: LiveWorkloads = view
+                    .workloads()
+                    .map(|workload| {
+                        (
+                            workload.namespace().to_string(),
+                            workload.workload_name.to_string(),
+                        )
+                    })
+                    .collect();
+                traffic.sweep(tokio::time::Instant::now(), &live);
+            }
+        }
+    };
+    let _ended: Option<()> = end.run_until_cancelled(sweeps).await;
+}
+
+/// Keeps the gauges of the control plane's links.
+async fn show_links(metrics: NodeMetrics, mut facts: Facts, end: CancellationToken) {
+    let gauge = |part| metrics.connected.with_label_values(&[part]);
+    let (xds, zds, ca) = (gauge("xds"), gauge("zds"), gauge("ca"));
+    let mut credentials = facts.credentials.subscribe();
+    let show = async {
+        loop {
+            xds.set(facts.xds.borrow_and_update().connected.into());
+            zds.set((*facts.zds.borrow_and_update() != zds::Status::Disconnected).into());
+            ca.set(credentials.borrow_and_update().is_some().into());
+            tokio::select! {
+                Ok(()) = facts.xds.changed() => {}
+                Ok(()) = facts.zds.changed() => {}
+                Ok(()) = credentials.changed() => {}
+                else => std::future::pending().await,
+            }
+        }
+    };
+    let _ended: Option<()> = end.run_until_cancelled(show).await;
+}

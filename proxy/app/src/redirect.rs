@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Hosts the `redirect` module: its configuration, credentials and endpoints. What it does is in `podveil-redirect`.
+
+use crate::config::NodeConfig;
+use crate::metrics::ProcessMetrics;
+use crate::proxy::program;
+use anyhow::Context;
+use podveil_ca_client::{Module, ProgramCredentials};
+use podveil_program::http::{self, Answer, Routes};
+use podveil_redirect::{RedirectConfig, Status};
+use prometheus::Registry;
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Runs the module until `stop`. Capture stays where it stands.
+///
+/// # Errors
+/// An endpoint, a socket or the cgroup cannot be had: for the operator.
+pub async fn run(config: NodeConfig, stop: CancellationToken) -> anyhow::Result<()> {
+    let credentials =
+        ProgramCredentials::start(program(&config, Module::Redirect), stop.child_token());
+    let (status, seen) = watch::channel(Status::default());
+    let registry = Registry::new();
+    ProcessMetrics::register(&registry);
+    podveil_redirect::register(&registry, seen.clone()).context("the metrics clash")?;
+    let admin = {
+        let (config, seen) = (config.clone(), seen.clone());
+        let dump = move || Answer::json(dump(&config, &seen.borrow()).to_string());
+        Routes::default().get("/config_dump", dump)
+    };
+    let readiness = {
+        let credentials = credentials.clone();
+        Routes::default().readiness(move || pending(&credentials, &seen.borrow()))
+    };
+    let serve = async |what: &str, address: SocketAddr, routes: Routes| {
+        http::serve(address, routes, stop.child_token())
+            .await
+            .with_context(|| format!("{what} {address} cannot be served"))
+    };
+    serve("admin_address", config.admin_address, admin).await?;
+    let metrics = Routes::default().metrics(registry);
+    serve("metrics_address", config.metrics_address, metrics).await?;
+    serve("readiness_address", config.readiness_address, readiness).await?;
+    podveil_redirect::run(module(&config), credentials, status, stop)
+        .await
+        .context("the redirect module cannot start")
+}
+
+/// Takes everything of this node out again.
+///
+/// # Errors
+/// Something may be left behind; the error says where.
+pub async fn teardown(config: &NodeConfig) -> anyhow::Result<()> {
+    let pods = podveil_redirect::teardown(&module(config))
+        .await
+        .context("something is left of this node's capture")?;
+    tracing::info!(pods, "capture is removed");
+    Ok(())
+}
+
+fn module(config: &NodeConfig) -> RedirectConfig {
+    let section = &config.redirect;
+    RedirectConfig {
+        node: config.node.clone(),
+        xds_address: config.xds_address.to_string(),
+        cgroup: config.cgroup_name(),
+        netns_dir: section.netns_dir.clone(),
+        zds_socket: config.zds_socket.clone(),
+        listeners_socket: config.listeners_socket.clone(),
+        hold_bound: section.hold_bound.0,
+        backlog: section.backlog,
+        release_bound: section.release_bound.0,
+    }
+}
+
+fn pending(credentials: &ProgramCredentials, status: &Status) -> Vec<String> {
+    let mut pending = Vec::new();
+    if credentials.current().is_none() {
+        pending.push("this program has no certificate yet".to_owned());
+    }
+    if !status.synced {
+        pending.push("the control plane has not told everything yet".to_owned());
+    }
+    pending
+}
+
+fn dump(config: &NodeConfig, status: &Status) -> Value {
+    let pods: Vec<Value> = status
+        .pods
+        .iter()
+        .map(|pod| {
+            json!({
+                "uid": pod.uid.to_string(),
+                "condition": pod.condition.to_string(),
+                "reason": &*pod.reason,
+                "connectionsOlder": pod.older,
+                "connectionsCaptured": pod.captured,
+                "fence": {
+                    "in": pod.fence.in_packets,
+                    "out": pod.fence.out_packets,
+                    "reply": pod.fence.lost_reply_packets,
+                },
+            })
+        })
+        .collect();
+    json!({
+        "version": { "version": env!("CARGO_PKG_VERSION"), "program": "podveil-node" },
+        "config": config,
+        "synced": status.synced,
+        "proxyConnected": status.proxy_connected,
+        "appliedVersion": &*status.applied_version,
+        "pods": pods,
+    })
+}

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+use crate::joined::{About, Connected, Permitted};
+use crate::registry::Registry;
+use crate::rules::{Facts, Source};
+use crate::target::{self, NotOurs};
+use podveil_flow::DropReason;
+use podveil_model::{LocalAddr, OriginalDst, PeerAddr};
+use podveil_net::{ConnectError, Duplex, NoOriginalDst, TcpEnd, original_dst, prepare_application};
+use podveil_state::{PodContext, serve};
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::task::TaskTracker;
+
+/// The path of plain connections to one pod, captured to 15006.
+#[derive(Debug)]
+pub struct PlainInbound {
+    pod: Arc<PodContext>,
+    registry: Arc<Registry>,
+    held: Arc<Semaphore>,
+    living: Arc<Semaphore>,
+    tasks: TaskTracker,
+}
+
+/// A captured connection. From here on dropping it is a reset.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    end: TcpEnd,
+    ends: Ends,
+}
+
+/// What the kernel says about it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ends {
+    pub peer: PeerAddr,
+    pub local: LocalAddr,
+    pub original: OriginalDst,
+}
+
+/// Why a plain connection is refused, apart from the rules.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("the accepted socket failed")]
+    Socket(#[source] io::Error),
+    #[error("no original destination")]
+    NoOriginalDst(#[source] NoOriginalDst),
+    #[error("this pod is at its bound of connections")]
+    Limit,
+    #[error("this pod's workload is not known here")]
+    WorkloadNotKnown,
+    #[error("not for this pod")]
+    NotOurs(#[source] NotOurs),
+    #[error(transparent)]
+    Rules(crate::rules::Refused),
+    #[error("the application did not take the connection")]
+    Connect(#[source] ConnectError),
+}
+
+impl Refused {
+    fn reason(&self) -> DropReason {
+        match self {
+            Self::Socket(_) | Self::Connect(_) => DropReason::ConnectFailed,
+            Self::NoOriginalDst(_) => DropReason::NoOriginalDestination,
+            Self::Limit => DropReason::LimitReached,
+            Self::WorkloadNotKnown => DropReason::WorkloadNotKnown,
+            Self::NotOurs(_) => DropReason::BadTarget,
+            Self::Rules(refused) => refused.reason(),
+        }
+    }
+}
+
+impl Accepted {
+    fn from_listener(stream: TcpStream, peer: SocketAddr) -> Result<Self, Refused> {
+        prepare_application(&stream).map_err(Refused::Socket)?;
+        let local = LocalAddr(stream.local_addr().map_err(Refused::Socket)?);
+        let original = original_dst(&stream).map_err(Refused::NoOriginalDst)?;
+        let ends = Ends {
+            peer: PeerAddr(peer),
+            local,
+            original,
+        };
+        Ok(Self::new(stream, ends))
+    }
+
+    /// `stream` is prepared.
+    pub fn new(stream: TcpStream, ends: Ends) -> Self {
+        Self {
+            end: TcpEnd::new(stream),
+            ends,
+        }
+    }
+}
+
+impl PlainInbound {
+    /// Serves captured plain connections until `drain` or `stop`; returns when the last connection is over.
+    pub async fn run(pod: Arc<PodContext>, listeners: Vec<TcpListener>) {
+        let inbound = Arc::new(Self::new(pod.clone()));
+        let taking = inbound.clone();
+        let accepting = serve(&pod, listeners, &inbound.tasks, move |stream, peer| {
+            taking.take(stream, peer);
+        });
+        inbound.registry.watch_while(&pod.state, accepting).await;
+    }
+
+    pub(crate) fn new(pod: Arc<PodContext>) -> Self {
+        Self {
+            registry: Arc::default(),
+            held: Arc::new(Semaphore::new(pod.limits.max_held)),
+            living: Arc::new(Semaphore::new(pod.limits.max_connections)),
+            tasks: TaskTracker::new(),
+            pod,
+        }
+    }
+
+    fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let permits = (
+            self.living.clone().try_acquire_owned(),
+            self.held.clone().try_acquire_owned(),
+        );
+        let accepted = match permits {
+            (Ok(living), Ok(held)) => {
+                Accepted::from_listener(stream, peer).map(|accepted| (accepted, living, held))
+            }
+            _ => {
+                // Prepared, so that dropping it is a reset.
+                let _dropped_anyway = prepare_application(&stream);
+                Err(Refused::Limit)
+            }
+        };
+        match accepted {
+            Ok((accepted, living, held)) => {
+                let inbound = self.clone();
+                self.tasks.spawn(async move {
+                    let _living = living;
+                    inbound.serve(accepted, held).await;
+                });
+            }
+            Err(refused) => {
+                let about = About::new(&self.pod, PeerAddr(peer));
+                about.refused(&self.pod, refused.reason(), &refused);
+            }
+        }
+    }
+
+    pub(crate) async fn serve(&self, accepted: Accepted, held: OwnedSemaphorePermit) {
+        let pod = &*self.pod;
+        let Accepted { mut end, ends } = accepted;
+        let mut about = About::new(pod, ends.peer);
+        about.destination = Some(ends.original.0);
+        let connected = tokio::select! {
+            biased;
+            () = pod.stop.cancelled() => return,
+            // The client gave up while it was held.
+            _ = poll_fn(|cx| end.poll_broken(cx)) => return about.abandoned(pod),
+            connected = self.connect(ends) => connected,
+        };
+        drop(held);
+        match connected {
+            Ok(connected) => connected.carry(pod, about, end).await,
+            Err(refused) => {
+                drop(end);
+                about.refused(pod, refused.reason(), &refused);
+            }
+        }
+    }
+
+    async fn connect(&self, ends: Ends) -> Result<Connected, Refused> {
+        let pod = &*self.pod;
+        let deadline = pod.hold_deadline();
+        let workload = pod.workload(deadline).await;
+        let workload = workload.ok_or(Refused::WorkloadNotKnown)?;
+        let destination =
+            target::of_plain(ends.original, ends.local, &workload).map_err(Refused::NotOurs)?;
+        let facts = Facts {
+            uid: pod.uid.clone(),
+            source_ip: ends.peer.ip(),
+            source: Source::Plain,
+            destination,
+        };
+        let permitted = Permitted::wait(pod, &self.registry, facts, deadline)
+            .await
+            .map_err(Refused::Rules)?;
+        permitted.connect(pod).await.map_err(Refused::Connect)
+    }
+}
+
+#[cfg(test)]
+#[path = "plain_tests.rs"]
+mod tests;

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+use crate::View;
+use arc_swap::ArcSwap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout_at};
+
+/// Addresses waiting to be asked for. When full an address is not asked for; its connection waits for a push instead.
+const QUESTIONS: usize = 1024;
+
+/// Makes the two ends of the state: one writer, any number of readers, and the questions of the readers.
+pub fn channel() -> (StateWriter, StateHandle, mpsc::Receiver<IpAddr>) {
+    let view = Arc::new(ArcSwap::from_pointee(View::default()));
+    let (changes, changed) = watch::channel(0);
+    let (questions, asked) = mpsc::channel(QUESTIONS);
+    let handle = StateHandle {
+        view: view.clone(),
+        changed,
+        questions,
+    };
+    (StateWriter { view, changes }, handle, asked)
+}
+
+/// The reading end. Clones share the state.
+#[derive(Clone, Debug)]
+pub struct StateHandle {
+    view: Arc<ArcSwap<View>>,
+    changed: watch::Receiver<u64>,
+    questions: mpsc::Sender<IpAddr>,
+}
+
+impl StateHandle {
+    /// The newest state; it does not change while it is held.
+    pub fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// Tells of each change. Take it before [`Self::view`], or a change in between is missed.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        let mut changed = self.changed.clone();
+        changed.mark_unchanged();
+        changed
+    }
+
+    /// Asks the control plane who has this address. The answer arrives as a change, if it arrives.
+    pub fn ask(&self, ip: IpAddr) {
+        let _full_or_stopping = self.questions.try_send(ip);
+    }
+
+    /// Waits until `look` finds what it wants in the state; `None` when the deadline passes first.
+    pub async fn wait<T>(
+        &self,
+        deadline: Instant,
+        mut look: impl FnMut(&View) -> Option<T>,
+    ) -> Option<T> {
+        let mut changed = self.changed();
+        loop {
+            if let Some(found) = look(&self.view()) {
+                return Some(found);
+            }
+            match timeout_at(deadline, changed.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return look(&self.view()),
+            }
+        }
+    }
+}
+
+/// The writing end: one per process.
+#[derive(Debug)]
+pub struct StateWriter {
+    view: Arc<ArcSwap<View>>,
+    changes: watch::Sender<u64>,
+}
+
+impl StateWriter {
+    /// Makes `change` visible to every reader at once.
+    pub fn update(&self, change: impl FnOnce(&mut View)) {
+        let mut view = View::clone(&self.view.load());
+        change(&mut view);
+        self.view.store(Arc::new(view));
+        self.changes.send_modify(|number| *number += 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_ends_with_the_change_it_waits_for() {
+        let (writer, handle, _asked) = channel();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let waiting = tokio::spawn({
+            let handle = handle.clone();
+            async move {
+                handle
+                    .wait(deadline, |view| view.is_synced().then_some(()))
+                    .await
+            }
+        });
+        tokio::task::yield_now().await;
+        writer.update(|_| {});
+        tokio::task::yield_now().await;
+        writer.update(View::set_synced);
+        assert_eq!(waiting.await.unwrap(), Some(()));
+        assert!(Instant::now() < deadline);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_ends_with_its_deadline() {
+        let (_writer, handle, _asked) = channel();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        assert_eq!(handle.wait(deadline, |_| None::<()>).await, None);
+        assert_eq!(Instant::now(), deadline);
+    }
+}

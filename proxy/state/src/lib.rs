@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the proxy knows of the cluster, and what every pod's paths share.
+//!
+//! A [`View`] is one immutable state of everything: workloads, services, endpoints, policies, mesh configuration.
+//! Connections read the newest one through a [`StateHandle`] without a lock; [`View::resolve`] gives one of the four
+//! answers about a destination. One task, [`StateTask::run`], is the only writer: it takes batches from the xDS client,
+//! publishes the view that holds them, and only then lets the client acknowledge them.
+//!
+//! [`PodContext`] is all that the paths of one pod are given. They reach the network through [`Dial`] and say what
+//! became of connections through [`Recorder`], so that both can be replaced in tests.
+
+#![forbid(unsafe_code)]
+
+mod accept;
+mod context;
+mod handle;
+mod limits;
+mod recorder;
+mod resolve;
+mod task;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod view;
+
+pub use accept::{Listener, serve};
+pub use context::{Dial, Dialing, PodContext};
+pub use handle::{StateHandle, StateWriter, channel};
+pub use limits::Limits;
+pub use recorder::{Discard, Recorder};
+pub use task::{StateTask, Version};
+pub use view::{Insert, View};

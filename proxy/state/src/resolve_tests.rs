@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+use super::*;
+use podveil_model::{Health, Stage};
+use podveil_testing::{mesh, service, workload};
+
+fn view(build: impl FnOnce(&mut View)) -> View {
+    let mut view = View::default();
+    view.insert_mesh(Arc::new(mesh()));
+    view.set_synced();
+    build(&mut view);
+    view
+}
+
+fn resolve(view: &View, destination: &str) -> Answer {
+    let source = workload("client").address("10.0.0.1").build();
+    view.resolve(&source, OriginalDst(destination.parse().unwrap()))
+}
+
+/// The answer in one line: its kind, then the addresses in order of their text.
+fn line(answer: Answer) -> String {
+    let addresses = |upstreams: Vec<Upstream>| {
+        let mut texts: Vec<_> = upstreams
+            .iter()
+            .map(|upstream| upstream.address.to_string())
+            .collect();
+        texts.sort();
+        texts.join(" ")
+    };
+    match answer {
+        Answer::Enrolled(upstreams) => format!("enrolled {}", addresses(upstreams)),
+        Answer::Plain { reason, upstreams } => format!("plain {reason:?} {}", addresses(upstreams)),
+        Answer::Outside => "outside".to_owned(),
+        Answer::NotKnown(unresolved) => format!("not known: {unresolved}"),
+    }
+}
+
+#[test]
+fn an_address_has_one_of_four_answers() {
+    let view = view(|view| {
+        view.insert_workload(workload("a").address("10.0.0.2").address("fd00::2").build());
+        view.insert_workload(
+            workload("b")
+                .address("10.0.0.3")
+                .stage(Stage::Announced)
+                .exclude_inbound_port(9090)
+                .build(),
+        );
+        for (name, ip, stage) in [
+            ("none", "10.0.0.10", Stage::None),
+            ("wanted", "10.0.0.11", Stage::Wanted),
+            ("capturable", "10.0.0.12", Stage::Capturable),
+            ("draining", "10.0.0.13", Stage::Draining),
+        ] {
+            view.insert_workload(workload(name).address(ip).stage(stage).build());
+        }
+    });
+    for (destination, expected) in [
+        ("10.0.0.2:80", "enrolled 10.0.0.2:80"),
+        ("[fd00::2]:80", "enrolled [fd00::2]:80"),
+        ("10.0.0.3:80", "enrolled 10.0.0.3:80"),
+        ("10.0.0.3:9090", "plain PortExcluded 10.0.0.3:9090"),
+        ("10.0.0.10:80", "plain NotEnrolled 10.0.0.10:80"),
+        ("10.0.0.11:80", "plain NotEnrolled 10.0.0.11:80"),
+        ("10.0.0.12:80", "plain NotEnrolled 10.0.0.12:80"),
+        ("10.0.0.13:80", "enrolled 10.0.0.13:80"),
+        ("1.1.1.1:443", "outside"),
+        (
+            "10.0.0.99:80",
+            "not known: 10.0.0.99 may belong to the cluster and nothing is known about it",
+        ),
+        (
+            "10.96.0.99:80",
+            "not known: 10.96.0.99 may belong to the cluster and nothing is known about it",
+        ),
+    ] {
+        assert_eq!(line(resolve(&view, destination)), expected, "{destination}");
+    }
+}
+
+#[test]
+fn a_service_is_never_passed_on_as_an_address() {
+    let web = service("web")
+        .address("10.96.0.80")
+        .address("10.96.0.81")
+        .port(80, 8080)
+        .port(443, 0)
+        .build();
+    let empty = service("empty").address("10.96.0.70").port(80, 80).build();
+    let view = view(|view| {
+        for (name, ip, ports) in [
+            ("a", "10.0.0.2", &[(80, 8081), (443, 8443)][..]),
+            ("b", "10.0.0.3", &[][..]),
+        ] {
+            view.insert_workload(workload(name).address(ip).behind(&web, ports).build());
+        }
+        view.insert_service(web);
+        view.insert_service(empty);
+    });
+    for (destination, expected) in [
+        // The endpoint's own port comes before the service's target port.
+        ("10.96.0.80:80", "enrolled 10.0.0.2:8081 10.0.0.3:8080"),
+        ("10.96.0.81:80", "enrolled 10.0.0.2:8081 10.0.0.3:8080"),
+        // A named port is served only by an endpoint that says which it is.
+        ("10.96.0.80:443", "enrolled 10.0.0.2:8443"),
+        (
+            "10.96.0.80:81",
+            "not known: service shop/web.shop.svc.cluster.local has no port 81",
+        ),
+        (
+            "10.96.0.70:80",
+            "not known: service shop/empty.shop.svc.cluster.local has no endpoint that can take a connection",
+        ),
+    ] {
+        assert_eq!(line(resolve(&view, destination)), expected, "{destination}");
+    }
+}
+
+#[test]
+fn only_endpoints_that_can_take_a_connection_are_offered() {
+    for (publish_not_ready, expected) in [
+        (false, "enrolled 10.0.0.2:80"),
+        (true, "enrolled 10.0.0.2:80 10.0.0.3:80"),
+    ] {
+        let web = service("web").address("10.96.0.80").port(80, 80);
+        let web = if publish_not_ready {
+            web.publish_not_ready().build()
+        } else {
+            web.build()
+        };
+        let view = view(|view| {
+            for (name, ip, health) in [
+                ("a", "10.0.0.2", Health::Healthy),
+                ("b", "10.0.0.3", Health::Unhealthy),
+                ("c", "10.0.0.4", Health::Terminating),
+            ] {
+                view.insert_workload(
+                    workload(name)
+                        .address(ip)
+                        .health(health)
+                        .behind(&web, &[])
+                        .build(),
+                );
+            }
+            view.insert_service(web);
+        });
+        assert_eq!(line(resolve(&view, "10.96.0.80:80")), expected);
+        // Its own address still reaches a terminating workload.
+        assert_eq!(line(resolve(&view, "10.0.0.4:80")), "enrolled 10.0.0.4:80");
+    }
+}
+
+#[test]
+fn an_endpoint_of_another_family_is_not_offered() {
+    let web = service("web").address("fd00::80").port(80, 80).build();
+    let view = view(|view| {
+        for number in 2..=20 {
+            let ip = format!("10.0.0.{number}");
+            view.insert_workload(workload(&ip).address(&ip).behind(&web, &[]).build());
+        }
+        let both = workload("both").address("10.0.0.30").address("fd00::30");
+        view.insert_workload(both.behind(&web, &[]).build());
+        view.insert_service(web);
+    });
+    for _ in 0..20 {
+        assert_eq!(
+            line(resolve(&view, "[fd00::80]:80")),
+            "enrolled [fd00::30]:80"
+        );
+    }
+}
+
+#[test]
+fn one_connection_is_offered_endpoints_of_one_kind_only() {
+    let web = service("web").address("10.96.0.80").port(80, 80).build();
+    let view = view(|view| {
+        for (name, ip, stage) in [
+            ("a", "10.0.0.2", Stage::Mandatory),
+            ("b", "10.0.0.3", Stage::None),
+        ] {
+            view.insert_workload(
+                workload(name)
+                    .address(ip)
+                    .stage(stage)
+                    .behind(&web, &[])
+                    .build(),
+            );
+        }
+        view.insert_service(web);
+    });
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..200 {
+        seen.insert(line(resolve(&view, "10.96.0.80:80")));
+    }
+    assert_eq!(
+        seen.into_iter().collect::<Vec<_>>(),
+        ["enrolled 10.0.0.2:80", "plain NotEnrolled 10.0.0.3:80"]
+    );
+}
+
+#[test]
+fn a_service_cannot_take_a_workloads_address() {
+    let thief = service("thief").address("10.0.0.2").port(80, 6666).build();
+    let view = view(|view| {
+        view.insert_workload(workload("a").address("10.0.0.2").build());
+        view.insert_workload(
+            workload("evil")
+                .address("10.0.0.6")
+                .behind(&thief, &[])
+                .build(),
+        );
+        view.insert_service(thief);
+    });
+    assert_eq!(line(resolve(&view, "10.0.0.2:80")), "enrolled 10.0.0.2:80");
+}
+
+#[test]
+fn without_ranges_every_address_is_asked_for_once() {
+    let view = view(|view| {
+        let mut without = mesh();
+        without.ranges_known = false;
+        view.insert_mesh(Arc::new(without));
+        view.insert_negative("1.1.1.1".parse().unwrap());
+    });
+    assert_eq!(line(resolve(&view, "1.1.1.1:80")), "outside");
+    assert!(line(resolve(&view, "1.1.1.2:80")).starts_with("not known"));
+}
+
+#[test]
+fn before_the_mesh_is_known_nothing_is_outside() {
+    let view = View::default();
+    assert!(line(resolve(&view, "1.1.1.1:80")).starts_with("not known"));
+}
+
+#[test]
+fn a_range_named_as_plain_is_plain_only_where_nobody_is_known() {
+    let listed = |view: &mut View| {
+        let mut listed = mesh();
+        listed.plain_outbound_ranges = vec!["10.96.0.10/32".parse().unwrap()];
+        listed
+            .plain_outbound_ranges
+            .push("10.0.0.0/24".parse().unwrap());
+        view.insert_mesh(Arc::new(listed));
+        view.insert_workload(workload("a").address("10.0.0.2").build());
+        // As the API server's: its endpoints are on the nodes' own network.
+        let kubernetes = service("kubernetes").address("10.0.0.200").port(443, 6443);
+        view.insert_service(kubernetes.build());
+    };
+    let complete = view(listed);
+    assert_eq!(line(resolve(&complete, "10.96.0.10:53")), "outside");
+    assert_eq!(
+        line(resolve(&complete, "10.0.0.2:80")),
+        "enrolled 10.0.0.2:80"
+    );
+    assert_eq!(line(resolve(&complete, "10.0.0.200:443")), "outside");
+    let mut incomplete = View::default();
+    listed(&mut incomplete);
+    assert!(line(resolve(&incomplete, "10.96.0.10:53")).starts_with("not known"));
+}
+
+#[test]
+fn an_older_state_never_unenrols() {
+    let mut view = view(|view| {
+        view.insert_workload(workload("a").address("10.0.0.2").epoch(5, 4).build());
+    });
+    for (resource_version, stage, expected) in [
+        (5, 3, "enrolled 10.0.0.2:80"),
+        (4, 9, "enrolled 10.0.0.2:80"),
+        (5, 5, "plain NotEnrolled 10.0.0.2:80"),
+    ] {
+        let older = workload("a").address("10.0.0.2").stage(Stage::None);
+        view.insert_workload(older.epoch(resource_version, stage).build());
+        assert_eq!(
+            line(resolve(&view, "10.0.0.2:80")),
+            expected,
+            "{resource_version}.{stage}"
+        );
+    }
+}
+
+#[test]
+fn a_removed_workload_is_not_brought_back_by_an_older_state() {
+    let mut view = view(|view| {
+        view.insert_workload(workload("a").address("10.0.0.2").epoch(5, 4).build());
+    });
+    assert!(view.remove_address("a"));
+    assert!(line(resolve(&view, "10.0.0.2:80")).starts_with("not known"));
+    let older = workload("a").address("10.0.0.2").stage(Stage::None);
+    view.insert_workload(older.epoch(5, 3).build());
+    assert!(line(resolve(&view, "10.0.0.2:80")).starts_with("not known"));
+    view.insert_workload(workload("a").address("10.0.0.2").epoch(6, 0).build());
+    assert_eq!(line(resolve(&view, "10.0.0.2:80")), "enrolled 10.0.0.2:80");
+}
+
+#[test]
+fn an_address_that_passed_on_belongs_to_the_newer_workload() {
+    let view = view(|view| {
+        let old = workload("old").address("10.0.0.2").epoch(9, 0);
+        view.insert_workload(old.health(Health::Terminating).build());
+        view.insert_workload(workload("new").address("10.0.0.2").epoch(3, 0).build());
+    });
+    let ip = "10.0.0.2".parse().unwrap();
+    assert_eq!(view.by_address(ip).unwrap().uid, "new".into());
+    assert_eq!(view.all_by_address(ip).len(), 2);
+}
+
+#[test]
+fn tables_shrink_with_what_they_hold() {
+    let web = service("web").address("10.96.0.80").port(80, 80).build();
+    let mut view = view(|view| {
+        view.insert_workload(workload("a").address("10.0.0.2").behind(&web, &[]).build());
+        view.insert_service(web.clone());
+    });
+    assert!(view.remove_address("a"));
+    assert!(view.remove_address("shop/web.shop.svc.cluster.local"));
+    assert!(!view.remove_address("shop/web.shop.svc.cluster.local"));
+    assert!(view.endpoints(&web.key).is_none());
+    assert!(view.services_at("10.96.0.80".parse().unwrap()).is_empty());
+    assert!(view.all_by_address("10.0.0.2".parse().unwrap()).is_empty());
+}

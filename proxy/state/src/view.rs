@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+use podveil_identity::WorkloadIdentity;
+use podveil_model::{Epoch, Health, MeshConfig, Service, ServiceKey, Uid, Workload};
+use podveil_policy::{Policy, PolicySet};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Removed workloads whose epoch is remembered, so that a lagging replica cannot bring an older state back.
+const TOMBSTONES: usize = 8192;
+/// Addresses that the control plane has said belong to nobody.
+const NEGATIVES: usize = 16384;
+
+/// One state of everything known about the cluster. Cheap to clone: the tables are shared until they change.
+///
+/// INVARIANT: `addresses` and `endpoints` hold exactly the workloads of `workloads`, `service_addresses` exactly the
+/// services of `services`.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    workloads: Arc<HashMap<Uid, Arc<Workload>>>,
+    addresses: Arc<HashMap<IpAddr, Vec<Arc<Workload>>>>,
+    services: Arc<HashMap<ServiceKey, Arc<Service>>>,
+    service_addresses: Arc<HashMap<IpAddr, Vec<Arc<Service>>>>,
+    endpoints: Arc<HashMap<ServiceKey, Endpoints>>,
+    policies: Arc<PolicySet>,
+    mesh: Option<Arc<MeshConfig>>,
+    tombstones: Arc<Bounded<Uid, Epoch>>,
+    negatives: Arc<Bounded<IpAddr, ()>>,
+    synced: bool,
+}
+
+/// The workloads behind a service, those that get connections apart from those that do not, so that choosing one does
+/// not walk over them all.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Endpoints {
+    pub healthy: Vec<Arc<Workload>>,
+    /// Unhealthy ones: used only where the service publishes them.
+    pub unready: Vec<Arc<Workload>>,
+    /// Terminating ones: kept only to be counted.
+    pub terminating: Vec<Arc<Workload>>,
+}
+
+impl Endpoints {
+    fn of(&mut self, health: Health) -> &mut Vec<Arc<Workload>> {
+        match health {
+            Health::Healthy => &mut self.healthy,
+            Health::Unhealthy => &mut self.unready,
+            Health::Terminating => &mut self.terminating,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.healthy.is_empty() && self.unready.is_empty() && self.terminating.is_empty()
+    }
+}
+
+/// What was done with a state of a workload.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Insert {
+    Applied,
+    /// A newer state is held, or was held before the workload was removed.
+    Older {
+        held: Epoch,
+    },
+}
+
+impl View {
+    /// Puts a state of a workload in, unless a newer one is or was held.
+    pub fn insert_workload(&mut self, workload: Arc<Workload>) -> Insert {
+        let held = self.workloads.get(&workload.uid).map(|held| held.epoch);
+        let held = held.or_else(|| self.tombstones.get(&workload.uid).copied());
+        if let Some(held) = held.filter(|held| workload.epoch < *held) {
+            return Insert::Older { held };
+        }
+        self.unlink_workload(&workload.uid);
+        if self.tombstones.get(&workload.uid).is_some() {
+            Arc::make_mut(&mut self.tombstones).remove(&workload.uid);
+        }
+        // A host-network pod owns no address: its node's traffic is not its own.
+        if !workload.host_network {
+            for ip in unique(&workload.addresses) {
+                let at = Arc::make_mut(&mut self.addresses).entry(ip).or_default();
+                at.push(workload.clone());
+                at.sort_by(|a, b| precedence(b).cmp(&precedence(a)));
+                self.forget_negative(ip);
+            }
+        }
+        for key in workload.services.keys() {
+            let endpoints = Arc::make_mut(&mut self.endpoints)
+                .entry(key.clone())
+                .or_default();
+            endpoints.of(workload.health).push(workload.clone());
+        }
+        Arc::make_mut(&mut self.workloads).insert(workload.uid.clone(), workload);
+        Insert::Applied
+    }
+
+    pub fn insert_service(&mut self, service: Arc<Service>) {
+        self.unlink_service(&service.key);
+        for ip in unique(&service.addresses) {
+            let at = Arc::make_mut(&mut self.service_addresses)
+                .entry(ip)
+                .or_default();
+            at.push(service.clone());
+            at.sort_by(|a, b| a.key.cmp(&b.key));
+            self.forget_negative(ip);
+        }
+        Arc::make_mut(&mut self.services).insert(service.key.clone(), service);
+    }
+
+    /// Removes what the wire names: a workload's UID or a service's `<namespace>/<hostname>`.
+    pub fn remove_address(&mut self, name: &str) -> bool {
+        let uid = Uid::from(name);
+        if let Some(workload) = self.workloads.get(&uid).cloned() {
+            self.unlink_workload(&uid);
+            Arc::make_mut(&mut self.tombstones).insert(uid, workload.epoch);
+            return true;
+        }
+        let Some((namespace, hostname)) = name.split_once('/') else {
+            return false;
+        };
+        let Ok(namespace) = namespace.parse() else {
+            return false;
+        };
+        self.unlink_service(&ServiceKey {
+            namespace,
+            hostname: hostname.into(),
+        })
+    }
+
+    pub fn insert_policy(&mut self, name: Arc<str>, policy: Arc<Policy>) {
+        Arc::make_mut(&mut self.policies).insert(name, policy);
+    }
+
+    pub fn remove_policy(&mut self, name: &str) -> bool {
+        Arc::make_mut(&mut self.policies).remove(name)
+    }
+
+    /// Puts the mesh's configuration in, unless a newer one is held.
+    pub fn insert_mesh(&mut self, mesh: Arc<MeshConfig>) -> Insert {
+        match &self.mesh {
+            Some(held) if mesh.epoch < held.epoch => Insert::Older { held: held.epoch },
+            _ => {
+                self.mesh = Some(mesh);
+                Insert::Applied
+            }
+        }
+    }
+
+    /// The control plane says that nobody has this address. Holds until somebody is seen with it.
+    pub fn insert_negative(&mut self, ip: IpAddr) {
+        if !self.addresses.contains_key(&ip) && !self.service_addresses.contains_key(&ip) {
+            Arc::make_mut(&mut self.negatives).insert(ip, ());
+        }
+    }
+
+    /// The first state of all addresses is in.
+    pub fn set_synced(&mut self) {
+        self.synced = true;
+    }
+
+    pub fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    pub fn by_uid(&self, uid: &Uid) -> Option<&Arc<Workload>> {
+        self.workloads.get(uid)
+    }
+
+    /// The workload that has this address: where several claim it, one that is not on its way out, the newest first.
+    pub fn by_address(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
+        self.all_by_address(ip).first()
+    }
+
+    /// All workloads that claim this address, the likeliest first.
+    pub fn all_by_address(&self, ip: IpAddr) -> &[Arc<Workload>] {
+        self.addresses.get(&ip).map_or(&[], Vec::as_slice)
+    }
+
+    /// The workload at this address that has this identity.
+    pub fn by_address_and_identity(
+        &self,
+        ip: IpAddr,
+        identity: &WorkloadIdentity,
+    ) -> Option<&Arc<Workload>> {
+        self.all_by_address(ip)
+            .iter()
+            .find(|workload| workload.identity == *identity)
+    }
+
+    pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
+        self.services.get(key)
+    }
+
+    pub fn services_at(&self, ip: IpAddr) -> &[Arc<Service>] {
+        self.service_addresses.get(&ip).map_or(&[], Vec::as_slice)
+    }
+
+    pub(crate) fn endpoints(&self, key: &ServiceKey) -> Option<&Endpoints> {
+        self.endpoints.get(key)
+    }
+
+    pub fn is_negative(&self, ip: IpAddr) -> bool {
+        self.negatives.get(&ip).is_some()
+    }
+
+    pub fn policies(&self) -> &Arc<PolicySet> {
+        &self.policies
+    }
+
+    pub fn mesh(&self) -> Option<&Arc<MeshConfig>> {
+        self.mesh.as_ref()
+    }
+
+    /// May this address be a pod's or a service's? Yes as long as nothing is known.
+    pub fn may_be_inside(&self, ip: IpAddr) -> bool {
+        self.mesh.as_ref().is_none_or(|mesh| mesh.may_be_inside(ip))
+    }
+
+    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads.values()
+    }
+
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    fn forget_negative(&mut self, ip: IpAddr) {
+        if self.is_negative(ip) {
+            Arc::make_mut(&mut self.negatives).remove(&ip);
+        }
+    }
+
+    fn unlink_workload(&mut self, uid: &Uid) {
+        let Some(workload) = self.workloads.get(uid).cloned() else {
+            return;
+        };
+        Arc::make_mut(&mut self.workloads).remove(uid);
+        let addresses = Arc::make_mut(&mut self.addresses);
+        for ip in &workload.addresses {
+            if let Some(at) = addresses.get_mut(ip) {
+                at.retain(|other| other.uid != *uid);
+                if at.is_empty() {
+                    addresses.remove(ip);
+                }
+            }
+        }
+        let endpoints = Arc::make_mut(&mut self.endpoints);
+        for key in workload.services.keys() {
+            if let Some(behind) = endpoints.get_mut(key) {
+                behind.of(workload.health).retain(|other| other.uid != *uid);
+                if behind.is_empty() {
+                    endpoints.remove(key);
+                }
+            }
+        }
+    }
+
+    fn unlink_service(&mut self, key: &ServiceKey) -> bool {
+        let Some(service) = self.services.get(key).cloned() else {
+            return false;
+        };
+        Arc::make_mut(&mut self.services).remove(key);
+        let addresses = Arc::make_mut(&mut self.service_addresses);
+        for ip in &service.addresses {
+            if let Some(at) = addresses.get_mut(ip) {
+                at.retain(|other| other.key != *key);
+                if at.is_empty() {
+                    addresses.remove(ip);
+                }
+            }
+        }
+        true
+    }
+}
+
+fn unique(addresses: &[IpAddr]) -> impl Iterator<Item = IpAddr> {
+    let mut seen = HashSet::new();
+    addresses.iter().copied().filter(move |ip| seen.insert(*ip))
+}
+
+/// An address may pass from one pod to the next before the first is known to be gone.
+fn precedence(workload: &Workload) -> (bool, Epoch, &Uid) {
+    (
+        workload.health != Health::Terminating,
+        workload.epoch,
+        &workload.uid,
+    )
+}
+
+/// A map that forgets its oldest entry when it is full.
+#[derive(Clone, Debug)]
+struct Bounded<K, V> {
+    entries: HashMap<K, V>,
+    order: VecDeque<K>,
+}
+
+impl<K, V> Default for Bounded<K, V> {
+    fn default() -> Self {
+        Self {
+            entries: HashMap::new(),
+            order: VecDeque::new(),
+        }
+    }
+}
+
+/// Each kind of entry has its own bound.
+trait Bound {
+    const CAPACITY: usize;
+}
+
+impl Bound for Epoch {
+    const CAPACITY: usize = TOMBSTONES;
+}
+
+impl Bound for () {
+    const CAPACITY: usize = NEGATIVES;
+}
+
+impl<K: Clone + Eq + std::hash::Hash, V: Bound> Bounded<K, V> {
+    fn get(&self, key: &K) -> Option<&V> {
+        self.entries.get(key)
+    }
+
+    fn insert(&mut self, key: K, value: V) {
+        if self.entries.insert(key.clone(), value).is_none() {
+            self.order.push_back(key);
+        }
+        if self.order.len() > V::CAPACITY
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.entries.remove(&oldest);
+        }
+    }
+
+    fn remove(&mut self, key: &K) {
+        if self.entries.remove(key).is_some() {
+            self.order.retain(|other| other != key);
+        }
+    }
+}

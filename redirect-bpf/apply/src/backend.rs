@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+use crate::{CommandError, Connection};
+use podveil_netns::{NetNs, NetNsError};
+use podveil_plan::{Capture, Fence, FenceChange};
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::io;
+
+/// One way to bring a pod's connections to the proxy. Every call is idempotent; what stands in the namespace is found
+/// there, not remembered, so that a restarted process goes on where the last one stopped.
+pub trait Backend: Send + Sync + 'static {
+    /// Makes the namespace hold exactly this. Acts on new connections only: those already open live on, and those that
+    /// were open past the proxy when capture began are the answer.
+    fn apply(
+        &self,
+        netns: &NetNs,
+        capture: &Capture,
+        fence: &Fence,
+    ) -> impl Future<Output = Result<BTreeSet<Connection>, ApplyError>> + Send;
+
+    /// Changes the addresses behind the fence and nothing else.
+    fn change_fence(
+        &self,
+        netns: &NetNs,
+        change: &FenceChange,
+    ) -> impl Future<Output = Result<(), ApplyError>> + Send;
+
+    /// Does everything that [`Backend::apply`] put there still stand?
+    fn verify(
+        &self,
+        netns: &NetNs,
+        capture: &Capture,
+    ) -> impl Future<Output = Result<(), VerifyError>> + Send;
+
+    /// Is there anything of ours?
+    fn stands(&self, netns: &NetNs) -> impl Future<Output = Result<bool, ApplyError>> + Send;
+
+    /// Counts what is open. Takes connections that have ended out of `older`, and out of the fence.
+    fn observe(
+        &self,
+        netns: &NetNs,
+        older: &mut BTreeSet<Connection>,
+    ) -> impl Future<Output = Result<Observed, ApplyError>> + Send;
+
+    /// Takes everything away. Connections that the proxy still carries break: wait for [`Observed::captured`] to be 0
+    /// where that matters.
+    fn remove(&self, netns: &NetNs) -> impl Future<Output = Result<(), ApplyError>> + Send;
+}
+
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Observed {
+    /// Connections of the pod that the proxy carries, or that need our rules for their way back.
+    pub captured: usize,
+    /// Connections past the proxy that were open before capture and still are.
+    pub older: usize,
+    pub fence: FenceCount,
+}
+
+/// Packets that the fence refused; zero in a healthy cluster.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct FenceCount {
+    /// Plaintext of the pod towards an enrolled address.
+    pub out_packets: u64,
+    /// Plain SYNs from one mandatory workload to another.
+    pub in_packets: u64,
+    /// The application's answers to the proxy that would have left the pod.
+    pub lost_reply_packets: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    #[error("the namespace's rules or routes cannot be written")]
+    Command(#[from] CommandError),
+    #[error("the namespace's connections cannot be listed")]
+    Connections(#[source] io::Error),
+    #[error(transparent)]
+    NetNs(#[from] NetNsError),
+    #[error("unexpected output of {program}")]
+    Output {
+        program: &'static str,
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    #[error("the namespace cannot be read")]
+    Apply(#[from] ApplyError),
+    #[error("chain {chain} is not as written: {found} of {expected} rules stand")]
+    Chain {
+        chain: &'static str,
+        expected: usize,
+        found: usize,
+    },
+    #[error("IPv{version}: the way back over lo is missing ({what})")]
+    Route { version: u8, what: &'static str },
+    #[error("table inet podveil is missing")]
+    Table,
+}

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Puts a plan into a pod's network namespace, checks that it stands, and takes it away again.
+//!
+//! [`Backend`] is what `redirect` asks for; [`Nftables`] is the portable answer: one table, `inet podveil`, written by
+//! `nft -f -` in one transaction, and one route table for the way back of kept client addresses. What the kernel was
+//! seen to do, and why the rules are as they are, is told at [`Nftables`]. [`Connection`] lists what a namespace has
+//! open, from `/proc`.
+//!
+//! Starts no task; every command it runs has a deadline and dies with the future that waits for it.
+
+#![forbid(unsafe_code)]
+
+mod backend;
+mod command;
+mod connections;
+mod conntrack;
+mod nftables;
+mod routes;
+mod ruleset;
+
+pub use backend::{ApplyError, Backend, FenceCount, Observed, VerifyError};
+pub use command::CommandError;
+pub use connections::{Connection, Connections, ListError};
+pub use nftables::Nftables;
+pub use routes::Family;

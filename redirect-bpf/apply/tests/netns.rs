@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The rules in a real kernel: a pod and a peer joined by a veth, with the test in the place of the proxy.
+//!
+//! Root, `ip`, `nft` and a cgroup2 mount are needed. Namespaces have no name and go with the descriptors that hold
+//! them.
+
+#![forbid(unsafe_code)]
+
+#[path = "netns/world.rs"]
+mod world;
+
+use podveil_apply::{Backend, Nftables, VerifyError};
+use podveil_netns::cgroup::CgroupPath;
+use podveil_plan::{Capture, Fence, Phase};
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use world::{Family, World, both_ways, original_dst, reset};
+
+const CAPTURING: fn() -> Capture = || Capture {
+    phase: Phase::Capturing,
+    ..Capture::release()
+};
+
+fn fence_of(world: &World) -> Fence {
+    let peers: BTreeSet<_> = [world.peer_ip(Family::V4), world.peer_ip(Family::V6)].into();
+    Fence {
+        enrolled: peers.clone(),
+        mandatory: peers,
+    }
+}
+
+#[tokio::test]
+#[ignore = "netns"]
+async fn new_connections_come_to_the_proxy() {
+    let world = World::new();
+    let capture = Capture {
+        exclude_outbound_ports: [8081].into(),
+        exclude_inbound_ports: [9090].into(),
+        ..CAPTURING()
+    };
+    let older = world
+        .backend
+        .apply(&world.pod, &capture, &Fence::default())
+        .await
+        .unwrap();
+    assert_eq!(older, BTreeSet::new());
+    world.backend.verify(&world.pod, &capture).await.unwrap();
+    for family in Family::BOTH {
+        let (pod, peer) = (world.pod_ip(family), world.peer_ip(family));
+        let outbound = world.proxy_listens(family, 15001);
+        let inbound = world.proxy_listens(family, 15006);
+        let tunnels = world.proxy_listens(family, 15008);
+        let server = world.peer_listens(family, 8080);
+        let excluded = world.peer_listens(family, 8081);
+        let open = world.app_listens(family, 9090);
+        let application = world.app_listens(family, 8080);
+
+        let client = world.app_connects((peer, 8080)).unwrap();
+        let accepted = outbound.accept();
+        assert_eq!(original_dst(&accepted), (peer, 8080).into());
+        both_ways(&client, &accepted);
+
+        let upstream = world.proxy_connects((peer, 8080)).unwrap();
+        both_ways(&upstream, &server.accept());
+
+        let past = world.app_connects((peer, 8081)).unwrap();
+        both_ways(&past, &excluded.accept());
+
+        let client = world.peer_connects((pod, 8080)).unwrap();
+        let accepted = inbound.accept();
+        assert_eq!(original_dst(&accepted), (pod, 8080).into());
+        both_ways(&client, &accepted);
+
+        let tunnel = world.peer_connects((pod, 15008)).unwrap();
+        both_ways(&tunnel, &tunnels.accept());
+
+        let past = world.peer_connects((pod, 9090)).unwrap();
+        both_ways(&past, &open.accept());
+
+        let own = world.app_connects((pod, 8080)).unwrap();
+        both_ways(&own, &application.accept());
+    }
+}
+
+#[tokio::test]
+#[ignore = "netns"]
+async fn answers_to_a_kept_client_address_come_back() {
+    for family in Family::BOTH {
+        let world = World::new();
+        world
+            .backend
+            .apply(&world.pod, &CAPTURING(), &fence_of(&world))
+            .await
+            .unwrap();
+        let (pod, peer) = (world.pod_ip(family), world.peer_ip(family));
+        let application = world.app_listens(family, 8080);
+        let hop = world.proxy_connects_as(peer, (pod, 8080)).unwrap();
+        let accepted = application.accept();
+        assert_eq!(accepted.peer_addr().unwrap().ip(), peer);
+        both_ways(&hop, &accepted);
+        let refused = world.proxy_connects_as(peer, (pod, 8081)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        let mut older = BTreeSet::new();
+        let seen = world.backend.observe(&world.pod, &mut older).await.unwrap();
+        assert_eq!(seen.captured, 1);
+        assert_eq!(seen.fence, Default::default());
+
+        // Without its mark the answer is stopped at the pod's edge.
+        world.nft("flush chain inet podveil local_replies");
+        drop(accepted);
+        let seen = world.backend.observe(&world.pod, &mut older).await.unwrap();
+        assert_ne!(seen.fence, Default::default());
+    }
+}
+
+#[tokio::test]
+#[ignore = "netns"]
+async fn flushed_capture_leaks_nothing() {
+    let world = World::new();
+    for family in Family::BOTH {
+        let (pod, peer) = (world.pod_ip(family), world.peer_ip(family));
+        let server = world.peer_listens(family, 8080);
+        let application = world.app_listens(family, 8080);
+        let old = world.app_connects((peer, 8080)).unwrap();
+        let old_server = server.accept();
+        world
+            .backend
+            .apply(&world.pod, &CAPTURING(), &fence_of(&world))
+            .await
+            .unwrap();
+        let outbound = world.proxy_listens(family, 15001);
+        let tunnels = world.proxy_listens(family, 15008);
+        let captured = world.app_connects((peer, 8080)).unwrap();
+        let captured_proxy = outbound.accept();
+
+        world.nft("flush chain inet podveil capture_out\nflush chain inet podveil capture_in");
+        let verdict = world.backend.verify(&world.pod, &CAPTURING()).await;
+        assert!(matches!(
+            verdict,
+            Err(VerifyError::Chain {
+                chain: "capture_out",
+                ..
+            })
+        ));
+
+        let refused = world.app_connects((peer, 8080)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        let unanswered = world.peer_connects((pod, 8080)).unwrap_err();
+        assert_ne!(unanswered.kind(), ErrorKind::NotConnected);
+        assert!(application.is_idle());
+        both_ways(&old, &old_server);
+        both_ways(&captured, &captured_proxy);
+        let upstream = world.proxy_connects((peer, 8080)).unwrap();
+        both_ways(&upstream, &server.accept());
+        let tunnel = world.peer_connects((pod, 15008)).unwrap();
+        both_ways(&tunnel, &tunnels.accept());
+        assert!(server.is_idle());
+
+        let mut older = BTreeSet::new();
+        let seen = world.backend.observe(&world.pod, &mut older).await.unwrap();
+        assert!(seen.fence.out_packets >= 2, "{seen:?}");
+        world.backend.remove(&world.pod).await.unwrap();
+    }
+}
+
+#[tokio::test]
+#[ignore = "netns"]
+async fn a_mandatory_peers_plain_syn_is_refused() {
+    let world = World::new();
+    let capture = Capture {
+        plain_inbound_ports: [8443].into(),
+        refuses_plain: true,
+        ..CAPTURING()
+    };
+    world
+        .backend
+        .apply(&world.pod, &capture, &fence_of(&world))
+        .await
+        .unwrap();
+    for family in Family::BOTH {
+        let pod = world.pod_ip(family);
+        let inbound = world.proxy_listens(family, 15006);
+        let tunnels = world.proxy_listens(family, 15008);
+        let refused = world.peer_connects((pod, 8080)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        assert!(inbound.is_idle());
+        let tunnel = world.peer_connects((pod, 15008)).unwrap();
+        both_ways(&tunnel, &tunnels.accept());
+        let plain = world.peer_connects((pod, 8443)).unwrap();
+        both_ways(&plain, &inbound.accept());
+    }
+    let mut older = BTreeSet::new();
+    let seen = world.backend.observe(&world.pod, &mut older).await.unwrap();
+    assert_eq!((seen.fence.in_packets, seen.fence.out_packets), (2, 0));
+    // Not mandatory any more: plain again, through the proxy.
+    let fence = fence_of(&world);
+    let nobody = Fence {
+        mandatory: BTreeSet::new(),
+        ..fence.clone()
+    };
+    world
+        .backend
+        .change_fence(&world.pod, &fence.change_to(&nobody))
+        .await
+        .unwrap();
+    let inbound = world.proxy_listens(Family::V4, 15006);
+    let plain = world
+        .peer_connects((world.pod_ip(Family::V4), 8080))
+        .unwrap();
+    both_ways(&plain, &inbound.accept());
+}
+
+#[tokio::test]
+#[ignore = "netns"]
+async fn open_connections_live_through_label_on_and_off() {
+    let world = World::new();
+    let mut old = Vec::new();
+    let mut new = Vec::new();
+    let mut held = Vec::new();
+    for family in Family::BOTH {
+        let (pod, peer) = (world.pod_ip(family), world.peer_ip(family));
+        let server = world.peer_listens(family, 8080);
+        let application = world.app_listens(family, 8080);
+        let out = world.app_connects((peer, 8080)).unwrap();
+        old.push((out, server.accept()));
+        let inward = world.peer_connects((pod, 8080)).unwrap();
+        old.push((inward, application.accept()));
+        held.push((server, application));
+    }
+    let mut older = world
+        .backend
+        .apply(&world.pod, &CAPTURING(), &fence_of(&world))
+        .await
+        .unwrap();
+    assert_eq!(older.len(), 4, "{older:?}");
+    for (one, two) in &old {
+        both_ways(one, two);
+    }
+    for (family, (_, application)) in Family::BOTH.into_iter().zip(&held) {
+        let (pod, peer) = (world.pod_ip(family), world.peer_ip(family));
+        let outbound = world.proxy_listens(family, 15001);
+        let inbound = world.proxy_listens(family, 15006);
+        let out = world.app_connects((peer, 8080)).unwrap();
+        new.push((out, outbound.accept()));
+        let inward = world.peer_connects((pod, 8080)).unwrap();
+        new.push((inward, inbound.accept()));
+        let hop = world.proxy_connects_as(peer, (pod, 8080)).unwrap();
+        new.push((hop, application.accept()));
+    }
+    // Written again, as after a restart: the same connections are known as older, none is added.
+    let again = world
+        .backend
+        .apply(&world.pod, &CAPTURING(), &fence_of(&world))
+        .await
+        .unwrap();
+    assert_eq!(again, older);
+    for (one, two) in old.iter().chain(&new) {
+        both_ways(one, two);
+    }
+    let seen = world.backend.observe(&world.pod, &mut older).await.unwrap();
+    assert_eq!((seen.captured, seen.older), (6, 4));
+    assert_eq!(seen.fence, Default::default());
+
+    let releasing = Capture::release();
+    world
+        .backend
+        .apply(&world.pod, &releasing, &Fence::default())
+        .await
+        .unwrap();
+    world.backend.verify(&world.pod, &releasing).await.unwrap();
+    for (one, two) in old.iter().chain(&new) {
+        both_ways(one, two);
+    }
+    for (family, (server, application)) in Family::BOTH.into_iter().zip(&held) {
+        let out = world.app_connects((world.peer_ip(family), 8080)).unwrap();
+        both_ways(&out, &server.accept());
+        let inward = world.peer_connects((world.pod_ip(family), 8080)).unwrap();
+        both_ways(&inward, &application.accept());
+    }
+    let mut none = BTreeSet::new();
+    let seen = world.backend.observe(&world.pod, &mut none).await.unwrap();
+    assert_eq!(seen.captured, 6);
+    new.clear();
+    world.until_nothing_is_captured().await;
+    world.backend.remove(&world.pod).await.unwrap();
+    for (one, two) in &old {
+        both_ways(one, two);
+    }
+    assert!(!world.backend.stands(&world.pod).await.unwrap());
+}
+
+#[tokio::test]
+#[ignore = "netns"]
+async fn a_port_used_again_after_an_unseen_end_is_captured() {
+    let world = World::new();
+    for family in Family::BOTH {
+        let peer = world.peer_ip(family);
+        let server = world.peer_listens(family, 8080);
+        // Seen by conntrack while released, and ended when nothing stands.
+        let apply = async |capture: Capture| {
+            let backend = &world.backend;
+            backend.apply(&world.pod, &capture, &Fence::default()).await
+        };
+        apply(Capture::release()).await.unwrap();
+        let direct = world.app_connects((peer, 8080)).unwrap();
+        let port = direct.local_addr().unwrap().port();
+        let accepted = server.accept();
+        both_ways(&direct, &accepted);
+        world.backend.remove(&world.pod).await.unwrap();
+        reset(accepted);
+        drop(direct);
+
+        apply(CAPTURING()).await.unwrap();
+        let outbound = world.proxy_listens(family, 15001);
+        let again = world.app_connects_from(port, (peer, 8080)).unwrap();
+        both_ways(&again, &outbound.accept());
+        assert!(server.is_idle());
+        reset(again);
+        world.backend.remove(&world.pod).await.unwrap();
+    }
+}
+
+#[tokio::test]
+#[ignore = "netns"]
+async fn nothing_is_left_and_removal_may_be_repeated() {
+    let world = World::new();
+    let before = world.everything();
+    for _ in 0..2 {
+        assert!(!world.backend.stands(&world.pod).await.unwrap());
+        for capture in [CAPTURING(), Capture::release(), CAPTURING()] {
+            for _ in 0..2 {
+                world
+                    .backend
+                    .apply(&world.pod, &capture, &fence_of(&world))
+                    .await
+                    .unwrap();
+                world.backend.verify(&world.pod, &capture).await.unwrap();
+            }
+        }
+        assert!(world.backend.stands(&world.pod).await.unwrap());
+        assert!(world.backend.owns(&world.pod).await.unwrap());
+        let other = Nftables::new(CgroupPath {
+            level: 1,
+            path: "unified/another-node".into(),
+        });
+        assert!(!other.owns(&world.pod).await.unwrap());
+        for _ in 0..2 {
+            world.backend.remove(&world.pod).await.unwrap();
+        }
+        assert_eq!(world.everything(), before);
+    }
+}
+
+#[tokio::test]
+#[ignore = "netns"]
+async fn datagrams_and_frames_for_others_are_untouched() {
+    let world = World::new();
+    world
+        .backend
+        .apply(&world.pod, &CAPTURING(), &fence_of(&world))
+        .await
+        .unwrap();
+    for family in Family::BOTH {
+        world.datagrams_pass(family);
+        let inbound = world.proxy_listens(family, 15006);
+        let foreign = world.foreign_ip(family);
+        let unanswered = world.peer_connects((foreign, 80)).unwrap_err();
+        assert_ne!(unanswered.kind(), ErrorKind::NotConnected);
+        assert!(inbound.is_idle());
+    }
+}

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Network namespaces, packets with descriptors between processes of one node, and the node's cgroup.
+//!
+//! - [`NetNs`]: a namespace held by descriptor; [`NetNs::run`] does a short piece of work inside it.
+//! - [`seqpacket`]: `SOCK_SEQPACKET` Unix sockets on tokio, with descriptor passing and proof of who the peer is.
+//! - [`process`]: descriptors that another process holds.
+//! - [`cgroup`]: the cgroup2 folder by which the kernel tells the proxy's sockets from everybody else's.
+//!
+//! Starts no task. Knows nothing of pods, protocols or rules.
+
+#![deny(unsafe_code)]
+
+pub mod cgroup;
+mod namespace;
+pub mod process;
+pub mod seqpacket;
+
+pub use namespace::{NetNs, NetNsError, NetNsId};

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+use nix::sys::stat::fstat;
+use podveil_apply::{Connections, Family, ListError};
+use podveil_model::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT};
+use podveil_netns::seqpacket::Peer;
+use podveil_netns::{NetNs, NetNsError, process};
+use podveil_proto::podveil::node::v1::listener::Kind;
+use socket2::{Domain, Socket, Type};
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// One listening socket in a pod, and what arrives there.
+#[derive(Debug)]
+pub struct Listener {
+    pub kind: Kind,
+    pub ipv6: bool,
+    pub socket: TcpListener,
+}
+
+/// All listening sockets of a pod: three ports, each family that the pod can carry.
+#[derive(Debug)]
+pub struct PodListeners(pub Vec<Listener>);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ListenersError {
+    #[error("cannot see who listens in the pod")]
+    List(#[source] ListError),
+    #[error(transparent)]
+    NetNs(#[from] NetNsError),
+    #[error("cannot listen at {address} in the pod")]
+    Socket {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{address} in the pod is taken by another process than the proxy")]
+    Taken { address: SocketAddr },
+    #[error("{address} in the pod belongs to a proxy that has not connected yet")]
+    Waiting { address: SocketAddr },
+}
+
+const PORTS: [(Kind, u16); 3] = [
+    (Kind::Outbound, OUTBOUND_PORT),
+    (Kind::InboundPlain, INBOUND_PORT),
+    (Kind::InboundHbone, HBONE_PORT),
+];
+
+impl PodListeners {
+    /// Makes the pod's listeners, or takes back those that the proxy still has from a holder before us: the same sockets,
+    /// so that no connection in their queues is lost. There is no `SO_REUSEPORT` here: with it any process of the pod
+    /// that runs as root could listen beside us.
+    /// # Errors
+    /// See [`ListenersError`].
+    pub fn open(netns: &NetNs, backlog: u32, proxy: Option<&Peer>) -> Result<Self, ListenersError> {
+        let mut listeners = Vec::new();
+        for family in Family::of(netns)? {
+            for (kind, port) in PORTS {
+                let (domain, ip) = match family {
+                    Family::V4 => (Domain::IPV4, Ipv4Addr::UNSPECIFIED.into()),
+                    Family::V6 => (Domain::IPV6, Ipv6Addr::UNSPECIFIED.into()),
+                };
+                let address = SocketAddr::new(ip, port);
+                let made = netns.run(|| listen(domain, address, backlog))?;
+                let socket = match made {
+                    Ok(socket) => socket,
+                    Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                        take_back(netns, address, proxy)?
+                    }
+                    Err(source) => return Err(ListenersError::Socket { address, source }),
+                };
+                listeners.push(Listener {
+                    kind,
+                    ipv6: family == Family::V6,
+                    socket,
+                });
+            }
+        }
+        Ok(Self(listeners))
+    }
+}
+
+fn listen(domain: Domain, address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
+    let socket = Socket::new(domain, Type::STREAM.nonblocking(), None)?;
+    if domain == Domain::IPV6 {
+        socket.set_only_v6(true)?;
+    }
+    // Connections that the former listener accepted may linger in TIME-WAIT.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(backlog.try_into().unwrap_or(i32::MAX))?;
+    Ok(socket.into())
+}
+
+fn take_back(
+    netns: &NetNs,
+    address: SocketAddr,
+    proxy: Option<&Peer>,
+) -> Result<TcpListener, ListenersError> {
+    let inode = Connections::list(netns)
+        .map_err(ListenersError::List)?
+        .listener(address)
+        .ok_or(ListenersError::Taken { address })?;
+    let Some(proxy) = proxy else {
+        return Err(ListenersError::Waiting { address });
+    };
+    let failed = |source| ListenersError::Socket { address, source };
+    let fd = *process::sockets(proxy.pid)
+        .map_err(failed)?
+        .get(&inode)
+        .ok_or(ListenersError::Taken { address })?;
+    let pidfd = proxy
+        .pidfd
+        .as_ref()
+        .ok_or(ListenersError::Taken { address })?;
+    let socket: OwnedFd = process::duplicate(pidfd.as_fd(), fd, inode).map_err(failed)?;
+    debug_assert!(fstat(&socket).is_ok_and(|stat| stat.st_ino == inode));
+    Ok(socket.into())
+}

@@ -1,0 +1,443 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The loop that owns every pod: takes what the cluster, the proxy and finished work say, lets each pod name its next
+//! piece of work, and publishes offers, status and acknowledgements.
+
+use crate::cluster::Cluster;
+use crate::config::RedirectConfig;
+use crate::holder::{self, Held};
+use crate::listeners::PodListeners;
+use crate::pod::{Acceptance, Action, Event, Next, Pod};
+use crate::work::{self, Done};
+use crate::zds::{Offer, Offers, Proxy, Taking};
+use crate::{PodStatus, Status};
+use podveil_apply::{Backend, Connection};
+use podveil_model::{Uid, Workload};
+use podveil_netns::NetNs;
+use podveil_netns::seqpacket::Peer;
+use podveil_plan::{Capture, Fence};
+use podveil_xds_client::{Acknowledge, Batch, Client, ResourceType};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Pieces of work at once: each runs a few short programs.
+const WORKERS: usize = 8;
+const FAR: Duration = Duration::from_secs(3600);
+
+/// What the loop is joined to.
+pub struct Links {
+    pub xds: Client,
+    pub offers: watch::Sender<Offers>,
+    pub proxy: watch::Receiver<Proxy>,
+    pub orphaned: watch::Receiver<bool>,
+    pub held: Held,
+    pub status: watch::Sender<Status>,
+}
+
+pub struct Reconciler<B> {
+    config: RedirectConfig,
+    backend: Arc<B>,
+    links: Links,
+    stop: CancellationToken,
+    cluster: Cluster,
+    pods: BTreeMap<Uid, Entry>,
+    /// The fence wanted, and which one it is.
+    fence: (u64, Arc<Fence>),
+    waiting: VecDeque<Waiting>,
+    applied_version: Arc<str>,
+    generation: u64,
+    synced: bool,
+    offered: bool,
+    last_proxy: Option<Arc<Peer>>,
+    workers: Arc<Semaphore>,
+    work: JoinSet<(Uid, u64, Done)>,
+}
+
+/// A batch that counts as in use when every fence has its generation.
+struct Waiting {
+    fence: u64,
+    version: Arc<str>,
+    acknowledge: Acknowledge,
+}
+
+/// A pod and what is held for it.
+struct Entry {
+    pod: Pod,
+    /// Tells work for this entry from work for one before it.
+    id: u64,
+    workload: Arc<Workload>,
+    netns: Option<Arc<NetNs>>,
+    listeners: Option<(Arc<PodListeners>, CancellationToken)>,
+    /// Of the offer to the proxy.
+    offer: u64,
+    older: BTreeSet<Connection>,
+    fence: Arc<Fence>,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.close_listeners();
+    }
+}
+
+impl Entry {
+    /// What the proxy is told of it; `None`: that it is gone.
+    fn offer(&self) -> Option<Offer> {
+        if !self.pod.is_offered() {
+            // Never offered by this process: the proxy may have it from one before.
+            let keep = self.offer == 0 && self.pod.is_kept();
+            return keep.then_some(Offer::Keep);
+        }
+        let identity = &self.workload.identity;
+        Some(Offer::Take(Taking {
+            name: self.workload.name.clone(),
+            namespace: identity.namespace.as_str().into(),
+            service_account: identity.service_account.as_str().into(),
+            netns: self.netns.clone()?,
+            generation: self.offer,
+        }))
+    }
+
+    fn close_listeners(&mut self) {
+        if let Some((_, stop)) = self.listeners.take() {
+            stop.cancel();
+        }
+    }
+}
+
+impl<B: Backend> Reconciler<B> {
+    pub fn new(
+        config: RedirectConfig,
+        backend: Arc<B>,
+        links: Links,
+        stop: CancellationToken,
+    ) -> Self {
+        Self {
+            cluster: Cluster::new(config.node.clone()),
+            config,
+            backend,
+            links,
+            stop,
+            pods: BTreeMap::new(),
+            fence: (0, Arc::default()),
+            waiting: VecDeque::new(),
+            applied_version: "".into(),
+            generation: 0,
+            synced: false,
+            offered: false,
+            last_proxy: None,
+            workers: Arc::new(Semaphore::new(WORKERS)),
+            work: JoinSet::new(),
+        }
+    }
+
+    /// Runs until the token is cancelled; work under way is then finished, so that no pod is left half-written.
+    pub async fn run(mut self) {
+        let stop = self.stop.clone();
+        loop {
+            let wake = self.advance();
+            tokio::select! {
+                () = stop.cancelled() => break,
+                batch = self.links.xds.batches.recv() => match batch {
+                    Some(batch) => self.batch(batch),
+                    None => break,
+                },
+                Some(done) = self.work.join_next() => match done {
+                    Ok((uid, id, done)) => self.done(&uid, id, done),
+                    Err(error) => tracing::error!(%error, "a piece of work was lost"),
+                },
+                Ok(()) = self.links.proxy.changed() => self.proxy_changed(),
+                Ok(()) = self.links.xds.status.changed() => {}
+                () = tokio::time::sleep_until(wake.into()) => {}
+            }
+        }
+        while self.work.join_next().await.is_some() {}
+    }
+
+    fn batch(&mut self, batch: Batch) {
+        for update in &batch.updates {
+            self.cluster.update(update);
+        }
+        for rejected in &batch.rejected {
+            tracing::warn!(name = %rejected.name, reason = %rejected.reason, "a resource was rejected");
+        }
+        if batch.resource_type != ResourceType::Address {
+            return batch.acknowledge.in_use();
+        }
+        let fence = self.cluster.fence();
+        if fence != *self.fence.1 {
+            self.fence = (self.fence.0 + 1, Arc::new(fence));
+        }
+        self.waiting.push_back(Waiting {
+            fence: self.fence.0,
+            version: batch.version,
+            acknowledge: batch.acknowledge,
+        });
+        self.set_goals();
+    }
+
+    fn set_goals(&mut self) {
+        let now = now();
+        for workload in self.cluster.local() {
+            let entry = self.pods.entry(workload.uid.clone()).or_insert_with(|| {
+                self.generation += 1;
+                Entry {
+                    pod: Pod::new(now),
+                    id: self.generation,
+                    workload: workload.clone(),
+                    netns: None,
+                    listeners: None,
+                    offer: 0,
+                    older: BTreeSet::new(),
+                    fence: Arc::default(),
+                }
+            });
+            entry.workload = workload.clone();
+            let goal = Capture::wanted(workload, entry.pod.stands())
+                .filter(|capture| capture.phase == podveil_plan::Phase::Capturing);
+            entry.pod.set_goal(goal, true);
+        }
+        for (uid, entry) in &mut self.pods {
+            if self.cluster.local_by_uid(uid).is_none() {
+                entry.pod.set_goal(None, false);
+            }
+        }
+    }
+
+    fn proxy_changed(&mut self) {
+        let proxy = self.links.proxy.borrow_and_update().clone();
+        let newly = match (&proxy.peer, &self.last_proxy) {
+            (Some(new), Some(old)) => !Arc::ptr_eq(new, old),
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        if newly {
+            self.last_proxy = proxy.peer.clone();
+        }
+        for (uid, entry) in &mut self.pods {
+            let acceptance = match proxy.acknowledged.get(uid) {
+                Some((offer, Ok(()))) if *offer == entry.offer => Acceptance::Taken,
+                Some((offer, Err(reason))) if *offer == entry.offer => {
+                    Acceptance::Refused(reason.clone())
+                }
+                _ => Acceptance::None,
+            };
+            entry.pod.set_acceptance(acceptance);
+            if newly {
+                entry.pod.proxy_came();
+            }
+        }
+    }
+
+    /// Starts what can be started, publishes what has changed; says when to look again.
+    fn advance(&mut self) -> Instant {
+        let now = now();
+        let mut wake = now + FAR;
+        self.synced |= self.links.xds.status.borrow().synced;
+        let uids: Vec<Uid> = self.pods.keys().cloned().collect();
+        for uid in uids {
+            while let Some(entry) = self.pods.get_mut(&uid) {
+                let next = entry.pod.next(now, self.fence.0, self.config.release_bound);
+                match next {
+                    Next::Do(Action::Forget) => self.forget(&uid, now),
+                    Next::Do(action) => {
+                        self.start(&uid, action);
+                        break;
+                    }
+                    Next::At(at) => {
+                        wake = wake.min(at);
+                        break;
+                    }
+                    Next::Idle => break,
+                }
+            }
+        }
+        self.pods.retain(|uid, entry| {
+            !entry.pod.is_forgotten() || self.cluster.local_by_uid(uid).is_some()
+        });
+        self.acknowledge();
+        self.offer();
+        self.publish();
+        wake
+    }
+
+    fn forget(&mut self, uid: &Uid, now: Instant) {
+        self.links.held.remove(uid);
+        if let Some(entry) = self.pods.get_mut(uid) {
+            entry.close_listeners();
+            entry.netns = None;
+            entry.older.clear();
+            entry.pod.on(now, Event::Forgotten);
+        }
+    }
+
+    fn start(&mut self, uid: &Uid, action: Action) {
+        let Some(entry) = self.pods.get(uid) else {
+            return;
+        };
+        let (backend, fence) = (self.backend.clone(), self.fence.clone());
+        let directory = self.config.netns_dir.clone();
+        let netns = entry.netns.clone();
+        let (older, stands) = (entry.older.clone(), entry.fence.clone());
+        let backlog = self.config.backlog;
+        let proxy = self.links.proxy.borrow().peer.clone();
+        let (id, workers) = (entry.id, self.workers.clone());
+        let uid = uid.clone();
+        tracing::debug!(%uid, ?action, "pod");
+        self.work.spawn(async move {
+            let _worker = workers.acquire_owned().await;
+            let done = match (action, netns) {
+                (Action::Find, _) => work::look_for(backend, directory, uid.clone()).await,
+                (Action::Listen, Some(netns)) => work::listen(netns, backlog, proxy).await,
+                (Action::Apply(capture), Some(netns)) => {
+                    work::apply(backend, netns, capture, fence).await
+                }
+                (Action::ChangeFence, Some(netns)) => {
+                    work::change_fence(backend, netns, stands, fence).await
+                }
+                (Action::Check { verify }, Some(netns)) => {
+                    work::check(backend, directory, uid.clone(), netns, older, verify).await
+                }
+                (Action::Remove, Some(netns)) => work::remove(backend, netns).await,
+                (Action::Forget, _) => Event::Forgotten.into(),
+                (_, None) => Event::Replaced.into(),
+            };
+            (uid, id, done)
+        });
+    }
+
+    fn done(&mut self, uid: &Uid, id: u64, done: Done) {
+        let Some(entry) = self.pods.get_mut(uid).filter(|entry| entry.id == id) else {
+            return;
+        };
+        let before = entry.pod.condition();
+        match &done.event {
+            Event::Failed { reason } => tracing::warn!(%uid, reason, "a pod's redirection failed"),
+            Event::Applied { capture, .. } => tracing::info!(
+                %uid, phase = ?capture.phase, mandatory = capture.refuses_plain,
+                older = done.older.as_ref().map_or(0, BTreeSet::len),
+                "a pod's rules are written"
+            ),
+            Event::Removed => tracing::info!(%uid, "a pod's rules are removed"),
+            Event::Replaced => {
+                tracing::info!(%uid, "a pod has another network namespace");
+                self.links.held.remove(uid);
+                entry.close_listeners();
+                entry.netns = None;
+            }
+            _ => {}
+        }
+        if let Some(netns) = done.netns {
+            entry.netns = Some(netns);
+        }
+        if let Some(listeners) = done.listeners {
+            let stop = self.stop.child_token();
+            holder::stand_in(&listeners, &self.links.orphaned, &stop);
+            self.links.held.insert(uid.clone(), listeners.clone());
+            entry.close_listeners();
+            entry.listeners = Some((listeners, stop));
+            self.generation += 1;
+            entry.offer = self.generation;
+        }
+        if let Some(older) = done.older {
+            entry.older = older;
+        }
+        if let Some(fence) = done.fence {
+            entry.fence = fence;
+        }
+        let stood = entry.pod.stands();
+        entry.pod.on(now(), done.event);
+        let after = entry.pod.condition();
+        if before != after {
+            tracing::info!(%uid, condition = %after.0, reason = %after.1, "pod");
+        }
+        // A draining pod is kept under capture only if it was.
+        if stood != entry.pod.stands() {
+            self.set_goals();
+        }
+    }
+
+    /// Tells the control plane what is in use: a batch is, once every fence that stands has its addresses.
+    fn acknowledge(&mut self) {
+        let lowest = self
+            .pods
+            .values()
+            .filter_map(|entry| entry.pod.fence())
+            .min();
+        while let Some(waiting) = self
+            .waiting
+            .pop_front_if(|waiting| lowest.is_none_or(|lowest| waiting.fence <= lowest))
+        {
+            self.applied_version = waiting.version;
+            waiting.acknowledge.in_use();
+        }
+    }
+
+    fn offer(&mut self) {
+        // The first snapshot drops what it does not name from a proxy that is older than us, so it waits until every pod
+        // has been looked at. Without a proxy a pod whose listeners that proxy holds stays undecided.
+        let undecided = |entry: &Entry| entry.pod.is_undecided();
+        self.offered |= self.synced
+            && self.applied_version.as_ref() != ""
+            && self.links.proxy.borrow().peer.is_some()
+            && !self.pods.values().any(undecided);
+        if !self.offered {
+            return;
+        }
+        let offers: BTreeMap<Uid, Offer> = (self.pods.iter())
+            .filter_map(|(uid, entry)| Some((uid.clone(), entry.offer()?)))
+            .collect();
+        self.links.offers.send_if_modified(|held| {
+            let same = held.as_ref().is_some_and(|held| {
+                held.len() == offers.len()
+                    && held
+                        .iter()
+                        .zip(&offers)
+                        .all(|((a, one), (b, two))| a == b && one.generation() == two.generation())
+            });
+            if !same {
+                *held = Some(Arc::new(offers));
+            }
+            !same
+        });
+    }
+
+    fn publish(&self) {
+        let proxy_connected = self.links.proxy.borrow().peer.is_some();
+        let pods = (self.pods.iter())
+            .map(|(uid, entry)| {
+                let (condition, reason) = entry.pod.condition();
+                let observed = entry.pod.observed();
+                PodStatus {
+                    uid: uid.clone(),
+                    condition,
+                    reason,
+                    older: observed.older,
+                    captured: observed.captured,
+                    fence: observed.fence,
+                }
+            })
+            .collect();
+        let status = Status {
+            synced: self.synced,
+            proxy_connected,
+            pods,
+            applied_version: self.applied_version.clone(),
+        };
+        self.links.status.send_if_modified(|held| {
+            let changed = *held != status;
+            if changed {
+                *held = status;
+            }
+            changed
+        });
+    }
+}
+
+/// The one clock, which tests may pause.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}

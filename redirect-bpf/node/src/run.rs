@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+use crate::config::RedirectConfig;
+use crate::holder::{self, Held};
+use crate::reconcile::{Links, Reconciler};
+use crate::reports::Reporter;
+use crate::status::Status;
+use crate::zds::{self, Proxy};
+use podveil_apply::{ApplyError, Backend, Nftables};
+use podveil_ca_client::{ProgramCredentials, transport};
+use podveil_identity::ProgramIdentity;
+use podveil_netns::cgroup::{self, CgroupError};
+use podveil_netns::{NetNs, seqpacket};
+use podveil_xds_client::{Client, NodeInfo};
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// A controller that is back is found within this: new pods wait for it.
+const XDS_LAST_RETRY: Duration = Duration::from_secs(5);
+
+/// Why the module cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum RedirectError {
+    #[error("the proxy's cgroup cannot be joined")]
+    Cgroup(#[from] CgroupError),
+    #[error("cannot listen at {path}")]
+    Socket {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Why something may be left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum TeardownError {
+    #[error("capture could not be removed from {path}")]
+    Apply {
+        path: PathBuf,
+        #[source]
+        source: ApplyError,
+    },
+    #[error("the proxy's cgroup cannot be removed")]
+    Cgroup(#[from] CgroupError),
+    #[error("cannot list {path}")]
+    List {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Runs the module until `stop`, publishing its state in `status`. Joins the proxy's cgroup first, since every socket
+/// made here is the proxy's. Capture stays where it stands when this ends.
+/// # Errors
+/// [`RedirectError`], before anything was started.
+pub async fn run(
+    config: RedirectConfig,
+    credentials: ProgramCredentials,
+    status: watch::Sender<Status>,
+    stop: CancellationToken,
+) -> Result<(), RedirectError> {
+    let cgroup = cgroup::join(&config.cgroup)?;
+    let bind = |path: &PathBuf| {
+        seqpacket::Listener::bind(path).map_err(|source| RedirectError::Socket {
+            path: path.clone(),
+            source,
+        })
+    };
+    let zds_socket = bind(&config.zds_socket)?;
+    let listeners_socket = bind(&config.listeners_socket)?;
+    let own_uid = nix::unistd::geteuid().as_raw();
+
+    let (offers, offered) = watch::channel(None);
+    let (proxy_in, proxy) = watch::channel(Proxy::default());
+    let (orphaned_in, orphaned) = watch::channel(false);
+    let held = Held::default();
+    let channel = transport::channel(
+        &config.xds_address,
+        &credentials,
+        ProgramIdentity::Controller,
+    );
+    let info = NodeInfo {
+        node: config.node.to_string(),
+        name: format!("podveil-redirect-{}", config.node),
+        ..NodeInfo::default()
+    };
+    // A token of our own: if anything here ends, everything does.
+    let stop = stop.child_token();
+    let watched = proxy.clone();
+    let links = Links {
+        xds: Client::start(
+            channel.clone(),
+            podveil_xds_client::Config {
+                backoff_max: XDS_LAST_RETRY,
+                ..podveil_xds_client::Config::new(info)
+            },
+            stop.clone(),
+        ),
+        offers,
+        proxy,
+        orphaned,
+        held: held.clone(),
+        status: status.clone(),
+    };
+    let reporter = Reporter {
+        node: config.node.clone(),
+        credentials,
+        status: status.subscribe(),
+    };
+    let hold_bound = config.hold_bound;
+    let reconciler = Reconciler::new(config, Arc::new(Nftables::new(cgroup)), links, stop.clone());
+
+    let tasks = TaskTracker::new();
+    tasks.spawn(zds::serve(
+        zds_socket,
+        offered,
+        proxy_in,
+        own_uid,
+        stop.clone(),
+    ));
+    tasks.spawn(holder::serve(listeners_socket, held, own_uid, stop.clone()));
+    tasks.spawn(holder::watch_proxy(watched, hold_bound, orphaned_in));
+    tasks.spawn(reporter.run(channel, stop.clone()));
+    tasks.close();
+    reconciler.run().await;
+    stop.cancel();
+    tasks.wait().await;
+    Ok(())
+}
+
+/// Removes capture from every namespace in `netns_dir` that is this node's, and the node's cgroup. Connections that the
+/// proxy carries break. For uninstalling, with both node processes stopped.
+/// # Errors
+/// The first thing that could not be removed, after everything else has been.
+pub async fn teardown(config: &RedirectConfig) -> Result<usize, TeardownError> {
+    let cgroup = cgroup::locate(&config.cgroup)?;
+    let backend = Nftables::new(cgroup.clone());
+    let listing = fs::read_dir(&config.netns_dir).map_err(|source| TeardownError::List {
+        path: config.netns_dir.clone(),
+        source,
+    })?;
+    let own = NetNs::current().map(|own| own.id());
+    let mut removed = 0;
+    let mut first_error = None;
+    for path in listing.flatten().map(|entry| entry.path()) {
+        let Ok(netns) = NetNs::open(&path) else {
+            continue;
+        };
+        if own.as_ref().is_ok_and(|own| *own == netns.id()) {
+            continue;
+        }
+        let result = match backend.owns(&netns).await {
+            Ok(true) => backend.remove(&netns).await.map(|()| true),
+            other => other,
+        };
+        match result {
+            Ok(true) => removed += 1,
+            Ok(false) => {}
+            Err(source) => {
+                first_error.get_or_insert(TeardownError::Apply { path, source });
+            }
+        }
+    }
+    cgroup::leave(&cgroup)?;
+    match first_error {
+        Some(error) => Err(error),
+        None => Ok(removed),
+    }
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The pieces of work that pods ask for. Each runs as a task of its own and ends with a [`Done`].
+
+use crate::finder::{FindError, find};
+use crate::listeners::PodListeners;
+use crate::pod::Event;
+use podveil_apply::{ApplyError, Backend, Connection};
+use podveil_model::Uid;
+use podveil_netns::NetNs;
+use podveil_netns::seqpacket::Peer;
+use podveil_plan::{Capture, Fence};
+use std::collections::BTreeSet;
+use std::error::Error;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What a piece of work leaves behind, beside what the pod is told.
+#[derive(Debug)]
+pub struct Done {
+    pub event: Event,
+    pub netns: Option<Arc<NetNs>>,
+    pub listeners: Option<Arc<PodListeners>>,
+    pub older: Option<BTreeSet<Connection>>,
+    pub fence: Option<Arc<Fence>>,
+}
+
+impl From<Event> for Done {
+    fn from(event: Event) -> Self {
+        Self {
+            event,
+            netns: None,
+            listeners: None,
+            older: None,
+            fence: None,
+        }
+    }
+}
+
+impl From<ApplyError> for Done {
+    fn from(error: ApplyError) -> Self {
+        failed(&error)
+    }
+}
+
+fn failed(error: &dyn Error) -> Done {
+    Event::Failed {
+        reason: chain(error),
+    }
+    .into()
+}
+
+/// An error and its causes in one sentence.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+pub async fn look_for<B: Backend>(backend: Arc<B>, directory: PathBuf, uid: Uid) -> Done {
+    let netns = match find(&directory, &uid) {
+        Ok(netns) => netns,
+        Err(error @ FindError::Missing { .. }) => {
+            let reason = chain(&error);
+            return Event::Missing { reason }.into();
+        }
+        Err(error) => return failed(&error),
+    };
+    match backend.stands(&netns).await {
+        Ok(stands) => Done {
+            netns: Some(Arc::new(netns)),
+            ..Event::Found { stands }.into()
+        },
+        Err(error) => error.into(),
+    }
+}
+
+pub async fn listen(netns: Arc<NetNs>, backlog: u32, proxy: Option<Arc<Peer>>) -> Done {
+    let open = move || PodListeners::open(&netns, backlog, proxy.as_deref());
+    match tokio::task::spawn_blocking(open).await {
+        Ok(Ok(listeners)) => Done {
+            listeners: Some(Arc::new(listeners)),
+            ..Event::Listening.into()
+        },
+        Ok(Err(error)) => failed(&error),
+        Err(error) => failed(&error),
+    }
+}
+
+pub async fn apply<B: Backend>(
+    backend: Arc<B>,
+    netns: Arc<NetNs>,
+    capture: Capture,
+    fence: (u64, Arc<Fence>),
+) -> Done {
+    let (generation, fence) = fence;
+    match backend.apply(&netns, &capture, &fence).await {
+        Ok(older) => Done {
+            older: Some(older),
+            fence: Some(fence),
+            ..Event::Applied {
+                capture,
+                fence: generation,
+            }
+            .into()
+        },
+        Err(error) => error.into(),
+    }
+}
+
+pub async fn change_fence<B: Backend>(
+    backend: Arc<B>,
+    netns: Arc<NetNs>,
+    stands: Arc<Fence>,
+    fence: (u64, Arc<Fence>),
+) -> Done {
+    let (generation, fence) = fence;
+    match backend
+        .change_fence(&netns, &stands.change_to(&fence))
+        .await
+    {
+        Ok(()) => Done {
+            fence: Some(fence),
+            ..Event::FenceChanged { fence: generation }.into()
+        },
+        Err(error) => error.into(),
+    }
+}
+
+pub async fn check<B: Backend>(
+    backend: Arc<B>,
+    directory: PathBuf,
+    uid: Uid,
+    netns: Arc<NetNs>,
+    mut older: BTreeSet<Connection>,
+    verify: Option<Capture>,
+) -> Done {
+    if verify.is_some() && find(&directory, &uid).is_ok_and(|found| found.id() != netns.id()) {
+        return Event::Replaced.into();
+    }
+    let verified = match verify {
+        Some(capture) => Some(backend.verify(&netns, &capture).await),
+        None => None,
+    };
+    let verified = verified.map(|result| result.map_err(|error| chain(&error)));
+    if let Some(Err(reason)) = verified {
+        return Event::Failed { reason }.into();
+    }
+    match backend.observe(&netns, &mut older).await {
+        Ok(observed) => Done {
+            older: Some(older),
+            ..Event::Checked { observed, verified }.into()
+        },
+        Err(error) => error.into(),
+    }
+}
+
+pub async fn remove<B: Backend>(backend: Arc<B>, netns: Arc<NetNs>) -> Done {
+    match backend.remove(&netns).await {
+        Ok(()) => Event::Removed.into(),
+        Err(error) => error.into(),
+    }
+}

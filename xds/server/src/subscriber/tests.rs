@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The conversation of one stream, without a stream.
+
+use super::*;
+use crate::{Publisher, Snapshot};
+use podveil_identity::WorkloadIdentity;
+use podveil_model::{Epoch, Health, Mode, Stage, Workload};
+use podveil_policy::{Action, Policy, PolicyKey, Scope};
+use podveil_proto::google::rpc;
+use podveil_proto::type_url;
+use std::sync::Arc;
+
+fn workload(uid: &str, ip: &str) -> Workload {
+    Workload {
+        uid: uid.into(),
+        name: uid.into(),
+        identity: "spiffe://cluster.local/ns/shop/sa/web"
+            .parse::<WorkloadIdentity>()
+            .unwrap(),
+        addresses: vec![ip.parse().unwrap()],
+        node: "n1".parse().unwrap(),
+        health: Health::Healthy,
+        host_network: false,
+        stage: Stage::None,
+        epoch: Epoch::default(),
+        mode: Mode::Permissive,
+        workload_name: "".into(),
+        canonical_name: "".into(),
+        canonical_revision: "".into(),
+        cluster: "Kubernetes".into(),
+        services: Default::default(),
+        policies: Default::default(),
+        exclude_outbound_ports: Default::default(),
+        exclude_inbound_ports: Default::default(),
+        plain_inbound_ports: Default::default(),
+        capacity: 1,
+    }
+}
+
+fn snapshot(workloads: impl IntoIterator<Item = Workload>) -> Snapshot {
+    Snapshot {
+        workloads: workloads.into_iter().map(Arc::new).collect(),
+        ..Default::default()
+    }
+}
+
+fn policy(name: &str) -> Arc<Policy> {
+    Arc::new(Policy {
+        key: PolicyKey {
+            namespace: Some("shop".parse().unwrap()),
+            name: name.into(),
+        },
+        scope: Scope::Namespace,
+        action: Action::Deny,
+        rules: Vec::new(),
+        dry_run: false,
+    })
+}
+
+/// A publisher and one subscriber to it.
+struct Pair {
+    publisher: Publisher,
+    subscriber: Subscriber,
+}
+
+impl Pair {
+    fn new(snapshot: Snapshot) -> Self {
+        let publisher = Publisher::new(1);
+        publisher.publish(snapshot);
+        Self {
+            publisher,
+            subscriber: Subscriber::new(1),
+        }
+    }
+
+    fn ask(&mut self, request: DeltaDiscoveryRequest) -> Heard {
+        self.subscriber.request(request).unwrap()
+    }
+
+    fn poll(&mut self) -> Option<DeltaDiscoveryResponse> {
+        let published = self.publisher.subscribe().borrow().clone().unwrap();
+        let may_send = self.subscriber.may_send(&published);
+        let response = self.subscriber.poll(&published);
+        assert!(
+            response.is_none() || may_send,
+            "nothing is sent that was not expected"
+        );
+        response
+    }
+
+    fn acknowledge(&mut self, response: &DeltaDiscoveryResponse) {
+        let heard = self.ask(DeltaDiscoveryRequest {
+            type_url: response.type_url.clone(),
+            response_nonce: response.nonce.clone(),
+            ..Default::default()
+        });
+        assert_eq!(heard, Heard::Acknowledged);
+    }
+}
+
+fn addresses() -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        type_url: type_url::ADDRESS.into(),
+        ..Default::default()
+    }
+}
+
+fn subscribe(names: &[&str]) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        resource_names_subscribe: names.iter().map(|name| (*name).to_owned()).collect(),
+        ..addresses()
+    }
+}
+
+fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
+    response
+        .resources
+        .iter()
+        .map(|one| one.name.as_str())
+        .collect()
+}
+
+#[test]
+fn a_wildcard_stream_gets_everything_once_and_then_differences() {
+    let (w1, w2) = (workload("w1", "10.0.0.1"), workload("w2", "10.0.0.2"));
+    let mut pair = Pair::new(snapshot([w1.clone(), w2.clone()]));
+    pair.ask(addresses());
+    let first = pair.poll().unwrap();
+    assert_eq!(names(&first), ["w1", "w2"]);
+    assert_eq!(first.system_version_info, "1-1");
+    pair.acknowledge(&first);
+    assert_eq!(pair.poll(), None);
+
+    let announced = Workload {
+        stage: Stage::Announced,
+        ..w2
+    };
+    assert_eq!(pair.publisher.publish(snapshot([announced])), 2);
+    let second = pair.poll().unwrap();
+    assert_eq!(names(&second), ["w2"]);
+    assert_eq!(second.removed_resources, ["w1"]);
+    assert_eq!(second.system_version_info, "1-2");
+}
+
+#[test]
+fn the_first_response_of_a_type_is_sent_even_if_there_is_nothing() {
+    let mut pair = Pair::new(Snapshot::default());
+    pair.ask(DeltaDiscoveryRequest {
+        type_url: type_url::AUTHORIZATION.into(),
+        ..Default::default()
+    });
+    let response = pair.poll().unwrap();
+    assert!(response.resources.is_empty() && response.removed_resources.is_empty());
+    assert_eq!(pair.poll(), None);
+}
+
+#[test]
+fn an_unrelated_change_wakes_nobody() {
+    let w1 = workload("w1", "10.0.0.1");
+    let mut pair = Pair::new(snapshot([w1.clone()]));
+    pair.ask(addresses());
+    let first = pair.poll().unwrap();
+    pair.acknowledge(&first);
+
+    // The same content in new objects: not even a new snapshot.
+    let mut woken = pair.publisher.subscribe();
+    woken.mark_unchanged();
+    assert_eq!(pair.publisher.publish(snapshot([w1.clone()])), 1);
+    assert!(!woken.has_changed().unwrap());
+
+    // Another type.
+    let with_policy = Snapshot {
+        policies: vec![policy("p")],
+        ..snapshot([w1.clone()])
+    };
+    assert_eq!(pair.publisher.publish(with_policy), 2);
+    assert_eq!(pair.poll(), None);
+
+    // Another name than the one asked for.
+    let mut on_demand = Pair::new(snapshot([w1.clone()]));
+    on_demand.ask(subscribe(&["w1"]));
+    let first = on_demand.poll().unwrap();
+    on_demand.acknowledge(&first);
+    on_demand
+        .publisher
+        .publish(snapshot([w1, workload("w2", "10.0.0.2")]));
+    assert_eq!(on_demand.poll(), None);
+}
+
+#[test]
+fn one_push_is_under_way_and_the_next_holds_all_that_changed_since() {
+    let mut pair = Pair::new(snapshot([workload("w1", "10.0.0.1")]));
+    pair.ask(addresses());
+    let first = pair.poll().unwrap();
+    pair.publisher
+        .publish(snapshot([workload("w1", "10.0.0.2")]));
+    pair.publisher.publish(snapshot([
+        workload("w1", "10.0.0.3"),
+        workload("w2", "10.0.0.2"),
+    ]));
+    assert_eq!(pair.poll(), None);
+    pair.acknowledge(&first);
+    let next = pair.poll().unwrap();
+    assert_eq!(names(&next), ["w1", "w2"]);
+    assert_eq!(next.system_version_info, "1-3");
+}
+
+#[test]
+fn a_rejected_push_is_not_repeated() {
+    let mut pair = Pair::new(snapshot([workload("w1", "10.0.0.1")]));
+    pair.ask(addresses());
+    let first = pair.poll().unwrap();
+    let heard = pair.ask(DeltaDiscoveryRequest {
+        response_nonce: first.nonce,
+        error_detail: Some(rpc::Status {
+            code: 3,
+            message: "w1: no".into(),
+        }),
+        ..addresses()
+    });
+    assert_eq!(
+        heard,
+        Heard::Rejected {
+            reason: "w1: no".into()
+        }
+    );
+    assert_eq!(pair.poll(), None);
+}
+
+#[test]
+fn a_reconnecting_client_gets_only_what_differs() {
+    let mut pair = Pair::new(snapshot([
+        workload("w1", "10.0.0.1"),
+        workload("w2", "10.0.0.2"),
+    ]));
+    pair.ask(addresses());
+    let first = pair.poll().unwrap();
+    let mut held: BTreeMap<String, String> = (first.resources.iter())
+        .map(|one| (one.name.clone(), one.version.clone()))
+        .collect();
+    held.insert("w0".into(), "x".into());
+
+    // Another replica with the same content gives the same versions.
+    let mut other = Pair::new(snapshot([
+        workload("w1", "10.0.0.1"),
+        workload("w2", "10.0.0.9"),
+    ]));
+    other.ask(DeltaDiscoveryRequest {
+        initial_resource_versions: held,
+        ..addresses()
+    });
+    let response = other.poll().unwrap();
+    assert_eq!(names(&response), ["w2"]);
+    assert_eq!(response.removed_resources, ["w0"]);
+}
+
+#[test]
+fn on_demand_an_address_is_answered_by_name_and_alias_or_by_its_absence() {
+    let mut pair = Pair::new(snapshot([workload("w1", "10.0.0.1")]));
+    pair.ask(DeltaDiscoveryRequest {
+        resource_names_subscribe: vec!["*".into()],
+        resource_names_unsubscribe: vec!["*".into()],
+        ..addresses()
+    });
+    let first = pair.poll().unwrap();
+    assert!(first.resources.is_empty());
+    pair.acknowledge(&first);
+
+    pair.ask(subscribe(&["/10.0.0.1", "/10.0.0.9"]));
+    let answer = pair.poll().unwrap();
+    assert_eq!(names(&answer), ["w1"]);
+    assert_eq!(answer.resources[0].aliases, ["/10.0.0.1"]);
+    assert_eq!(answer.removed_resources, ["/10.0.0.9"]);
+    pair.acknowledge(&answer);
+
+    // What was asked for is kept up to date: the address goes to another workload, and the unknown one appears.
+    pair.publisher.publish(snapshot([
+        workload("w2", "10.0.0.1"),
+        workload("w3", "10.0.0.9"),
+    ]));
+    let update = pair.poll().unwrap();
+    assert_eq!(names(&update), ["w2", "w3"]);
+    assert_eq!(update.removed_resources, ["w1"]);
+    pair.acknowledge(&update);
+
+    pair.ask(DeltaDiscoveryRequest {
+        resource_names_unsubscribe: vec!["/10.0.0.9".into()],
+        ..addresses()
+    });
+    pair.publisher
+        .publish(snapshot([workload("w2", "10.0.0.1")]));
+    assert_eq!(pair.poll(), None);
+}
+
+#[test]
+fn an_answer_between_two_pushes_does_not_claim_the_newer_snapshot() {
+    let mut pair = Pair::new(snapshot([workload("w1", "10.0.0.1")]));
+    pair.ask(addresses());
+    let first = pair.poll().unwrap();
+    pair.publisher
+        .publish(snapshot([workload("w1", "10.0.0.2")]));
+    pair.ask(subscribe(&["/10.0.0.9"]));
+    let answer = pair.poll().unwrap();
+    assert_eq!(answer.removed_resources, ["/10.0.0.9"]);
+    assert_eq!(answer.system_version_info, "1-1");
+    assert_eq!(pair.poll(), None);
+    pair.acknowledge(&answer);
+    assert_eq!(pair.poll(), None);
+    pair.acknowledge(&first);
+    assert_eq!(pair.poll().unwrap().system_version_info, "1-2");
+}
+
+#[test]
+fn a_host_network_workload_is_not_found_by_its_nodes_address() {
+    let host = Workload {
+        host_network: true,
+        ..workload("w1", "192.168.0.1")
+    };
+    let mut pair = Pair::new(snapshot([host]));
+    pair.ask(subscribe(&["/192.168.0.1"]));
+    assert_eq!(pair.poll().unwrap().removed_resources, ["/192.168.0.1"]);
+}
+
+#[test]
+fn requests_out_of_bounds_are_refused() {
+    let mut subscriber = Subscriber::new(1);
+    let unknown = subscriber.request(DeltaDiscoveryRequest {
+        type_url: "type.googleapis.com/envoy.config.cluster.v3.Cluster".into(),
+        ..Default::default()
+    });
+    assert!(matches!(unknown, Err(Unacceptable::UnknownType { .. })));
+    let long = "a".repeat(MAX_NAME_BYTES + 1);
+    let too_long = subscriber.request(subscribe(&[&long]));
+    assert!(matches!(too_long, Err(Unacceptable::NameTooLong { .. })));
+    let many: Vec<String> = (0..=MAX_NAMES).map(|n| n.to_string()).collect();
+    let too_many = subscriber.request(DeltaDiscoveryRequest {
+        resource_names_subscribe: many,
+        ..addresses()
+    });
+    assert!(matches!(too_many, Err(Unacceptable::TooManyNames { .. })));
+}

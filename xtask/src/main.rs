@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What cargo alone cannot express: generated files, privileged tests, benches.
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod codegen;
+mod docs;
+mod fuzz;
+mod test;
+
+use clap::{Parser, Subcommand};
+use std::path::{Path, PathBuf};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "Build, generation, test and bench commands of Podveil"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Raw TCP, the plain path and the HBONE path side by side, in network namespaces. Needs root.
+    Bench(bench::Arguments),
+    /// Generate Rust from the .proto files; with --check only compare with what is committed.
+    Codegen {
+        #[arg(long)]
+        check: bool,
+    },
+    /// Write docs/configuration.md from the configuration types; with --check only compare.
+    Docs {
+        #[arg(long)]
+        check: bool,
+    },
+    /// Every fuzz target for a while (nightly Rust and cargo-fuzz).
+    Fuzz(fuzz::Arguments),
+    /// Run the tests.
+    Test {
+        #[arg(value_enum, default_value_t = test::Which::All)]
+        which: test::Which,
+        /// Only tests whose name contains this.
+        filter: Option<String>,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Bench(arguments) => bench::run(&arguments),
+        Command::Codegen { check } => codegen::run(check),
+        Command::Docs { check } => docs::run(check),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
+        Command::Test { which, filter } => test::run(which, filter.as_deref()),
+    }
+}
+
+/// The root of the checkout, from where this program was built.
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask lies in the workspace")
+        .to_owned()
+}
