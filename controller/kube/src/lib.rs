@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The state of a Kubernetes cluster, followed through its API: [`KubeSource`].
+//!
+//! Each kind of object is watched by a task of its own. An object is converted to the few fields that anyone here reads
+//! as soon as it arrives, and nothing else of it is kept; a change of anything else wakes nobody. What was read is joined
+//! to one [`Cluster`](podveil_source::Cluster), a few milliseconds after the first of a burst of changes.
+//!
+//! The first `Cluster` is there when every watch has read its whole list. A watch that breaks keeps what it has, says so
+//! in the [`Status`](podveil_source::Status), and goes on by itself.
+//!
+//! Left out: what the state means (`podveil-index`), and everything that is written to the API.
+
+#![forbid(unsafe_code)]
+
+mod client;
+mod source;
+
+pub use client::{ClientError, client};
+pub use k8s_openapi;
+pub use kube;
+pub use source::{KubeOptions, KubeSource, Scope};
