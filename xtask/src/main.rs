@@ -7,6 +7,7 @@ mod bench;
 mod codegen;
 mod docs;
 mod fuzz;
+mod image;
 mod test;
 
 use clap::{Parser, Subcommand};
@@ -38,6 +39,8 @@ enum Command {
     },
     /// Every fuzz target for a while (nightly Rust and cargo-fuzz).
     Fuzz(fuzz::Arguments),
+    /// Container images in target/images, for `ctr -n k8s.io images import`. Needs neither a daemon nor a registry.
+    Image(image::Arguments),
     /// Run the tests.
     Test {
         #[arg(value_enum, default_value_t = test::Which::All)]
@@ -53,6 +56,7 @@ fn main() -> anyhow::Result<()> {
         Command::Codegen { check } => codegen::run(check),
         Command::Docs { check } => docs::run(check),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
+        Command::Image(arguments) => image::run(&arguments),
         Command::Test { which, filter } => test::run(which, filter.as_deref()),
     }
 }
