@@ -1,0 +1,66 @@
+{{- /* SPDX-License-Identifier: Apache-2.0 */ -}}
+{{- /* The programs' configuration files. Every key is one of docs/configuration.md; what is not here keeps its default. */ -}}
+
+{{- define "podveil.config.node" -}}
+trust_domain: {{ .Values.trustDomain | quote }}
+xds_address: {{ include "podveil.address" (list . "podveil-controller" 15010) }}
+ca_address: {{ include "podveil.address" (list . "podveil-ca" 15012) }}
+token: /var/run/secrets/podveil/token
+bootstrap_bundle: /etc/podveil/bundle.pem
+zds_socket: /run/podveil/zds/zds.sock
+listeners_socket: /run/podveil/listeners/listeners.sock
+log: {{ .Values.log.format }}
+{{- end }}
+
+{{- define "podveil.config.node-proxy" -}}
+modules: [proxy]
+{{ include "podveil.config.node" . }}
+state_dir: /var/lib/podveil/proxy
+admin_address: 127.0.0.1:15000
+metrics_address: "[::]:15020"
+readiness_address: "[::]:15021"
+{{- with .Values.node.proxy.workerThreads }}
+worker_threads: {{ . }}
+{{- end }}
+proxy:
+  hold_bound: {{ .Values.node.proxy.holdBound }}
+  max_connections_per_pod: {{ .Values.node.proxy.maxConnectionsPerPod | int64 }}
+  {{- /* What is left of the grace period is for ending itself. */}}
+  drain_bound: {{ sub .Values.node.terminationGracePeriodSeconds 5 }}s
+{{- end }}
+
+{{- define "podveil.config.node-redirect" -}}
+modules: [redirect]
+{{ include "podveil.config.node" . }}
+state_dir: /var/lib/podveil/redirect
+admin_address: 127.0.0.1:15002
+metrics_address: "[::]:15022"
+readiness_address: "[::]:15023"
+redirect:
+  hold_bound: {{ .Values.node.redirect.holdBound }}
+  release_bound: {{ .Values.node.redirect.releaseBound }}
+{{- end }}
+
+{{- define "podveil.config.controller" -}}
+trust_domain: {{ .Values.trustDomain | quote }}
+source: kubernetes
+ca_address: {{ include "podveil.address" (list . "podveil-ca" 15012) }}
+token: /var/run/secrets/podveil/token
+bootstrap_bundle: /etc/podveil/bundle.pem
+state_dir: /var/lib/podveil
+log: {{ .Values.log.format }}
+{{- end }}
+
+{{- define "podveil.config.ca" -}}
+trust_domain: {{ .Values.trustDomain | quote }}
+source: kubernetes
+leaf_ttl: {{ .Values.ca.leafTtl }}
+program_ttl: {{ .Values.ca.leafTtl }}
+issuing_ttl: {{ .Values.ca.issuingTtl }}
+root_ttl: {{ .Values.ca.rootTtl }}
+admin_socket: /run/podveil/admin.sock
+rotation:
+  timeout: {{ .Values.ca.rotation.timeout }}
+  absent_after: {{ .Values.ca.rotation.absentAfter }}
+log: {{ .Values.log.format }}
+{{- end }}
