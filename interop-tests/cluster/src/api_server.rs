@@ -222,7 +222,7 @@ fn controllers_command(keys: &Keys, kubeconfig: &Path) -> anyhow::Result<Vec<Str
         format!("--kubeconfig={}", kubeconfig.display()),
         "--leader-elect=false".to_owned(),
         "--secure-port=0".to_owned(),
-        "--use-service-account-credentials=false".to_owned(),
+        "--use-service-account-credentials=true".to_owned(),
         format!("--root-ca-file={}", text(&keys.file("ca.crt"))),
         "--controllers=namespace-controller,garbage-collector-controller,serviceaccount-controller,\
          root-ca-certificate-publisher-controller,endpointslice-controller,endpointslice-mirroring-controller"
