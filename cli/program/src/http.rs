@@ -10,7 +10,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -94,16 +94,18 @@ impl Routes {
             .get("/stats/prometheus", encode)
     }
 
-    /// `/healthz/ready`: 200 when `pending` is empty, else 503 with one line for each thing waited for.
+    /// `/healthz/ready`: 200 when `pending` is empty, else 503 with one line for each thing waited for. `/healthz/live`:
+    /// 200 as long as the process answers at all, so that waiting for another program is no reason to be restarted.
     #[must_use]
     pub fn readiness(self, pending: impl Fn() -> Vec<String> + Send + Sync + 'static) -> Self {
-        self.get("/healthz/ready", move || match pending() {
-            waiting if waiting.is_empty() => Answer::text(StatusCode::OK, "ready\n"),
-            waiting => Answer::text(
-                StatusCode::SERVICE_UNAVAILABLE,
-                format!("not ready:\n{}\n", waiting.join("\n")),
-            ),
-        })
+        self.get("/healthz/live", || Answer::text(StatusCode::OK, "alive\n"))
+            .get("/healthz/ready", move || match pending() {
+                waiting if waiting.is_empty() => Answer::text(StatusCode::OK, "ready\n"),
+                waiting => Answer::text(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    format!("not ready:\n{}\n", waiting.join("\n")),
+                ),
+            })
     }
 
     fn answer(&self, method: &Method, path: &str) -> Answer {
@@ -123,7 +125,8 @@ impl Routes {
     }
 }
 
-/// Binds `address` now and serves it on a task of its own until `stop`. Returns the bound address.
+/// Binds `address` now and serves it on a task of its own until `stop`. Returns the bound address. `[::]` is every address
+/// of both families, and on a machine without IPv6 every IPv4 address.
 ///
 /// # Errors
 /// The bind's, for the operator: the address is taken or not ours.
@@ -132,7 +135,15 @@ pub async fn serve(
     routes: Routes,
     stop: CancellationToken,
 ) -> std::io::Result<SocketAddr> {
-    let listener = TcpListener::bind(address).await?;
+    let listener = match TcpListener::bind(address).await {
+        Err(error)
+            if address.ip() == Ipv6Addr::UNSPECIFIED
+                && error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) =>
+        {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await?
+        }
+        bound => bound?,
+    };
     let bound = listener.local_addr()?;
     tokio::spawn(async move {
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -228,11 +239,9 @@ mod tests {
                 .await
                 .starts_with("HTTP/1.1 503")
         );
-        assert!(
-            ask(address, "GET /metrics")
-                .await
-                .starts_with("HTTP/1.1 200")
-        );
+        for always in ["GET /metrics", "GET /healthz/live"] {
+            assert!(ask(address, always).await.starts_with("HTTP/1.1 200"));
+        }
         assert!(ask(address, "GET /nothing").await.contains("/metrics"));
         assert!(
             ask(address, "POST /metrics")
