@@ -267,6 +267,8 @@ impl Index {
             pod_ranges: ranges.clone().unwrap_or_default().pods,
             service_ranges: ranges.unwrap_or_default().services,
             plain_outbound_ranges: cluster.plain_outbound.clone(),
+            plain_outbound_namespaces: BTreeSet::new(),
+            nodes: BTreeMap::new(),
             epoch: Epoch {
                 resource_version: version,
                 stage: 0,

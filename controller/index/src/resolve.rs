@@ -143,6 +143,10 @@ fn workload(cluster: &Cluster, pod: &Pod, addresses: Vec<IpAddr>) -> Workload {
         exclude_outbound_ports: BTreeSet::new(),
         exclude_inbound_ports: BTreeSet::new(),
         plain_inbound_ports: BTreeSet::new(),
+        probe_ports: BTreeSet::new(),
+        host_ports: BTreeMap::new(),
+        locality: Default::default(),
+        external: Default::default(),
     }
 }
 
@@ -195,6 +199,8 @@ fn services<'a>(
             addresses,
             ports: entry.ports.clone(),
             publish_not_ready: entry.publish_not_ready,
+            balancing: Default::default(),
+            node_ports: BTreeMap::new(),
             key,
         }));
     }

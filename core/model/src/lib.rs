@@ -19,5 +19,5 @@ pub use address::{
 pub use answer::{Answer, PlainReason, Unresolved, Upstream};
 pub use enrolment::{Epoch, Mode, Stage};
 pub use mesh::MeshConfig;
-pub use service::{EndpointPorts, Service, ServiceKey, ServicePort};
-pub use workload::{Health, Uid, Workload};
+pub use service::{Balancing, EndpointPorts, Scope, Service, ServiceKey, ServicePort};
+pub use workload::{External, Health, Locality, Uid, Workload};

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::Epoch;
 use ipnet::IpNet;
-use podveil_identity::TrustDomain;
+use podveil_identity::{KubernetesName, TrustDomain};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// What every node must know about the whole.
@@ -12,8 +13,12 @@ pub struct MeshConfig {
     pub service_ranges: Vec<IpNet>,
     /// False: the ranges cannot be known, so every unknown address is asked for once.
     pub ranges_known: bool,
-    /// What strict workloads may reach in plain: cluster DNS, the API server, listed namespaces.
+    /// What strict workloads may reach in plain: cluster DNS, the API server, listed addresses.
     pub plain_outbound_ranges: Vec<IpNet>,
+    /// The same for all services and workloads of these namespaces.
+    pub plain_outbound_namespaces: BTreeSet<KubernetesName>,
+    /// The nodes' own addresses: there every service's NodePort and a pod's hostPorts are reached.
+    pub nodes: BTreeMap<KubernetesName, Vec<IpAddr>>,
     pub epoch: Epoch,
 }
 

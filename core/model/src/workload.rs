@@ -32,20 +32,41 @@ pub enum Health {
     Unhealthy,
 }
 
+/// Where a workload runs; empty where nothing is said.
+#[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Locality {
+    pub region: Arc<str>,
+    pub zone: Arc<str>,
+    pub subzone: Arc<str>,
+}
+
+/// What becomes of connections to addresses outside the cluster.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum External {
+    /// Plain, counted and logged as plain.
+    #[default]
+    Allow,
+    Refuse,
+}
+
 /// One running instance.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Workload {
     pub uid: Uid,
     pub name: Arc<str>,
     pub identity: WorkloadIdentity,
-    /// All addresses on the pod's network; empty for a host-network pod, which owns none of its own.
+    /// All addresses at which it is reached; whether they are its own says `host_network`.
     pub addresses: Vec<IpAddr>,
     pub node: KubernetesName,
+    pub locality: Locality,
     pub health: Health,
+    /// Its addresses are not its own: a host-network pod's are its node's, those of an endpoint without a pod may be
+    /// anybody's. They lead to it through a service, and never say who somebody is.
     pub host_network: bool,
     pub stage: Stage,
     pub epoch: Epoch,
     pub mode: Mode,
+    pub external: External,
     /// Telemetry only: the owner's name, e.g. of the Deployment.
     pub workload_name: Arc<str>,
     pub canonical_name: Arc<str>,
@@ -58,6 +79,10 @@ pub struct Workload {
     pub exclude_outbound_ports: BTreeSet<u16>,
     pub exclude_inbound_ports: BTreeSet<u16>,
     pub plain_inbound_ports: BTreeSet<u16>,
+    /// Its own ports that its spec names for probes and hooks of the kubelet.
+    pub probe_ports: BTreeSet<u16>,
+    /// Ports of its node that lead to it: host port to its own port.
+    pub host_ports: BTreeMap<u16, u16>,
     /// Load-balancing weight; 1 where nothing is said.
     pub capacity: u32,
 }

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 use podveil_identity::{TrustDomain, WorkloadIdentity};
 use podveil_model::{
-    Epoch, Health, MeshConfig, Mode, Service, ServiceKey, ServicePort, Stage, Workload,
+    Balancing, Epoch, External, Health, Locality, MeshConfig, Mode, Scope as Share, Service,
+    ServiceKey, ServicePort, Stage, Workload,
 };
 use podveil_policy::{Action, Match, Policy, PolicyKey, Rule, Scope, StringMatch};
 use std::sync::Arc;
+use std::time::Duration;
 
 const TRUST_DOMAIN: &str = "cluster.local";
 
@@ -20,6 +22,7 @@ pub fn workload(name: &str) -> WorkloadBuilder {
         identity: WorkloadIdentity::new(trust_domain(), "shop", "web").expect("legal names"),
         addresses: Vec::new(),
         node: "n1".parse().expect("a legal name"),
+        locality: Locality::default(),
         health: Health::Healthy,
         host_network: false,
         stage: Stage::Mandatory,
@@ -28,6 +31,7 @@ pub fn workload(name: &str) -> WorkloadBuilder {
             stage: 1,
         },
         mode: Mode::Permissive,
+        external: External::Allow,
         workload_name: name.into(),
         canonical_name: name.into(),
         canonical_revision: "latest".into(),
@@ -37,6 +41,8 @@ pub fn workload(name: &str) -> WorkloadBuilder {
         exclude_outbound_ports: Default::default(),
         exclude_inbound_ports: Default::default(),
         plain_inbound_ports: Default::default(),
+        probe_ports: Default::default(),
+        host_ports: Default::default(),
         capacity: 1,
     })
 }
@@ -108,6 +114,33 @@ impl WorkloadBuilder {
         self
     }
 
+    pub fn probe_port(mut self, port: u16) -> Self {
+        self.0.probe_ports.insert(port);
+        self
+    }
+
+    pub fn host_port(mut self, host_port: u16, port: u16) -> Self {
+        self.0.host_ports.insert(host_port, port);
+        self
+    }
+
+    /// Its addresses are not its own.
+    pub fn host_network(mut self) -> Self {
+        self.0.host_network = true;
+        self
+    }
+
+    pub fn zone(mut self, zone: &str) -> Self {
+        self.0.locality.zone = zone.into();
+        self
+    }
+
+    /// Refuses addresses outside the cluster.
+    pub fn refuse_external(mut self) -> Self {
+        self.0.external = External::Refuse;
+        self
+    }
+
     pub fn build(self) -> Arc<Workload> {
         Arc::new(self.0)
     }
@@ -124,6 +157,8 @@ pub fn service(name: &str) -> ServiceBuilder {
         addresses: Vec::new(),
         ports: Vec::new(),
         publish_not_ready: false,
+        balancing: Balancing::default(),
+        node_ports: Default::default(),
     })
 }
 
@@ -145,6 +180,26 @@ impl ServiceBuilder {
 
     pub fn publish_not_ready(mut self) -> Self {
         self.0.publish_not_ready = true;
+        self
+    }
+
+    pub fn node_port(mut self, node_port: u16, port: u16) -> Self {
+        self.0.node_ports.insert(node_port, port);
+        self
+    }
+
+    pub fn prefer(mut self, scope: Share) -> Self {
+        self.0.balancing.prefer.push(scope);
+        self
+    }
+
+    pub fn only_preferred(mut self) -> Self {
+        self.0.balancing.only_preferred = true;
+        self
+    }
+
+    pub fn affinity(mut self, time: Duration) -> Self {
+        self.0.balancing.affinity = Some(time);
         self
     }
 
@@ -220,6 +275,8 @@ pub fn mesh() -> MeshConfig {
         service_ranges: vec!["10.96.0.0/16".parse().expect("a range")],
         ranges_known: true,
         plain_outbound_ranges: Vec::new(),
+        plain_outbound_namespaces: Default::default(),
+        nodes: Default::default(),
         epoch: Epoch::default(),
     }
 }

@@ -35,6 +35,7 @@ use podveil_program::http::{self, Routes};
 use podveil_state::{Limits, StateHandle, StateTask};
 use podveil_xds_client as xds;
 use prometheus::Registry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -289,6 +290,8 @@ fn foreign_mesh(config: &NodeConfig) -> MeshConfig {
         service_ranges: Vec::new(),
         ranges_known: false,
         plain_outbound_ranges: Vec::new(),
+        plain_outbound_namespaces: BTreeSet::new(),
+        nodes: BTreeMap::new(),
         epoch: Epoch::default(),
     }
 }

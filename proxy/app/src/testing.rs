@@ -29,6 +29,10 @@ pub fn workload(name: &str, owner: &str, address: &str) -> Arc<Workload> {
         exclude_outbound_ports: Default::default(),
         exclude_inbound_ports: Default::default(),
         plain_inbound_ports: Default::default(),
+        probe_ports: Default::default(),
+        host_ports: Default::default(),
+        locality: Default::default(),
+        external: Default::default(),
         capacity: 1,
     })
 }

@@ -6,7 +6,7 @@ use podveil_policy::{Action, Match, Scope, StringMatch};
 use podveil_proto::istio::security as policy;
 use podveil_proto::istio::workload as wire;
 use podveil_proto::podveil::node::v1 as ours;
-use podveil_proto::{WORKLOAD_EXTENSION, type_url};
+use podveil_proto::{SERVICE_EXTENSION, WORKLOAD_EXTENSION, type_url};
 use podveil_xds_client::parse::{self, Address};
 use prost::Message;
 use prost_types::Any;
@@ -119,12 +119,14 @@ fn our_extension_decides_where_it_is_there() {
 }
 
 #[test]
-fn a_host_network_workload_owns_no_address() {
+fn a_host_network_workload_says_that_its_addresses_are_not_its_own() {
     let workload = parse_workload(wire::Workload {
         network_mode: wire::NetworkMode::HostNetwork.into(),
         ..good_workload()
-    });
-    assert!(workload.unwrap().addresses.is_empty());
+    })
+    .unwrap();
+    assert!(workload.host_network);
+    assert_eq!(workload.addresses.len(), good_workload().addresses.len());
 }
 
 #[test]
@@ -187,6 +189,31 @@ fn a_broken_workload_is_refused() {
             w.extensions = vec![extension(&ours::WorkloadExtension {
                 stage: ours::EnrolmentStage::Announced.into(),
                 exclude_inbound_ports: vec![65536],
+                ..Default::default()
+            })];
+        }),
+        ("external: 2 is not a value known here", |w| {
+            w.extensions = vec![extension(&ours::WorkloadExtension {
+                stage: ours::EnrolmentStage::Announced.into(),
+                external: 2,
+                ..Default::default()
+            })];
+        }),
+        ("probe_ports: 0 is not a port", |w| {
+            w.extensions = vec![extension(&ours::WorkloadExtension {
+                stage: ours::EnrolmentStage::Announced.into(),
+                probe_ports: vec![0],
+                ..Default::default()
+            })];
+        }),
+        ("host_ports: two of the same", |w| {
+            let twice = ours::PortMapping {
+                node_port: 80,
+                port: 8080,
+            };
+            w.extensions = vec![extension(&ours::WorkloadExtension {
+                stage: ours::EnrolmentStage::Announced.into(),
+                host_ports: vec![twice; 2],
                 ..Default::default()
             })];
         }),
@@ -284,6 +311,32 @@ fn a_broken_service_is_refused() {
         }),
         ("ip_families: 4 is not a value known here", |s| {
             s.ip_families = 4
+        }),
+        (
+            "load_balancing.routing_preference: not understood here, and leaving it out could widen what is allowed",
+            |s| {
+                s.load_balancing = Some(wire::LoadBalancing {
+                    routing_preference: vec![0],
+                    ..Default::default()
+                });
+            },
+        ),
+        ("node_ports: 70000 is not a port", |s| {
+            let node_ports = vec![ours::PortMapping {
+                node_port: 70000,
+                port: 80,
+            }];
+            s.extensions = vec![wire::Extension {
+                name: SERVICE_EXTENSION.into(),
+                config: Some(prost_types::Any {
+                    type_url: type_url::SERVICE_EXTENSION.into(),
+                    value: ours::ServiceExtension {
+                        node_ports,
+                        ..Default::default()
+                    }
+                    .encode_to_vec(),
+                }),
+            }];
         }),
         ("load_balancing.mode: 4 is not a value known here", |s| {
             s.load_balancing = Some(wire::LoadBalancing {

@@ -3,8 +3,8 @@
 
 use podveil_identity::TrustDomain;
 use podveil_model::{
-    Epoch, Health, MeshConfig, Mode, NetworkAddress, Service, ServiceKey, ServicePort, Stage,
-    Workload,
+    Balancing, Epoch, External, Health, Locality, MeshConfig, Mode, NetworkAddress, Scope as Share,
+    Service, ServiceKey, ServicePort, Stage, Workload,
 };
 use podveil_policy::{
     Action, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch,
@@ -51,6 +51,14 @@ fn full_workload() -> Workload {
         exclude_outbound_ports: [25].into(),
         exclude_inbound_ports: [9999].into(),
         plain_inbound_ports: [9090].into(),
+        probe_ports: [8081].into(),
+        host_ports: [(443, 8443)].into(),
+        locality: Locality {
+            region: "r1".into(),
+            zone: "z1".into(),
+            subzone: "s1".into(),
+        },
+        external: External::Refuse,
         capacity: 5,
     }
 }
@@ -71,6 +79,19 @@ fn full_service() -> Service {
             target: 8080,
         }],
         publish_not_ready: true,
+        balancing: Balancing {
+            prefer: vec![
+                Share::Network,
+                Share::Cluster,
+                Share::Region,
+                Share::Zone,
+                Share::Subzone,
+                Share::Node,
+            ],
+            only_preferred: true,
+            affinity: Some(Duration::from_secs(10_800)),
+        },
+        node_ports: [(30080, 80)].into(),
     }
 }
 
@@ -123,6 +144,12 @@ fn full_mesh() -> MeshConfig {
         service_ranges: vec!["10.96.0.0/16".parse().unwrap()],
         ranges_known: true,
         plain_outbound_ranges: vec!["10.96.0.10/32".parse().unwrap()],
+        plain_outbound_namespaces: ["kube-system".parse().unwrap()].into(),
+        nodes: [(
+            "n1".parse().unwrap(),
+            vec!["172.18.0.2".parse().unwrap(), "fc00::2".parse().unwrap()],
+        )]
+        .into(),
         epoch: Epoch {
             resource_version: 1,
             stage: 0,

@@ -67,9 +67,13 @@ pub mod type_url {
     pub const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
     pub const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
     pub const MESH_CONFIG: &str = "type.googleapis.com/podveil.node.v1.MeshConfig";
+    /// `Service.extensions[].config`; its name is [`super::SERVICE_EXTENSION`].
+    pub const SERVICE_EXTENSION: &str = "type.googleapis.com/podveil.node.v1.ServiceExtension";
     /// `Workload.extensions[].config`; its name is [`super::WORKLOAD_EXTENSION`].
     pub const WORKLOAD_EXTENSION: &str = "type.googleapis.com/podveil.node.v1.WorkloadExtension";
 }
 
+/// Name of our extension in `istio.workload.Service.extensions`.
+pub const SERVICE_EXTENSION: &str = "podveil.io/service";
 /// Name of our extension in `istio.workload.Workload.extensions`.
 pub const WORKLOAD_EXTENSION: &str = "podveil.io/workload";

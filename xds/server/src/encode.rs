@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Types of `core/` into wire resources. Every collection in them is ordered, so equal content gives equal bytes.
 
-use podveil_model::{EndpointPorts, Epoch, Health, MeshConfig, Mode, Service, Stage, Workload};
+use podveil_model::{
+    Balancing, EndpointPorts, Epoch, External, Health, Locality, MeshConfig, Mode, Scope as Share,
+    Service, Stage, Workload,
+};
 use podveil_policy::{Action, Match, Policy, Scope, ServiceAccountMatch, StringMatch};
 use podveil_proto::istio::security as policy;
 use podveil_proto::istio::workload::{self as wire, address::Type};
 use podveil_proto::podveil::node::v1 as ours;
-use podveil_proto::{WORKLOAD_EXTENSION, type_url};
+use podveil_proto::{SERVICE_EXTENSION, WORKLOAD_EXTENSION, type_url};
 use prost::Message;
 use prost_types::Any;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 pub(crate) fn workload(workload: &Workload) -> Any {
     let tunnel = if workload.stage.is_announced() {
@@ -51,6 +56,7 @@ pub(crate) fn workload(workload: &Workload) -> Any {
         status: status.into(),
         cluster_id: workload.cluster.to_string(),
         network_mode: network_mode.into(),
+        locality: locality(&workload.locality),
         extensions: vec![wire::Extension {
             name: WORKLOAD_EXTENSION.to_owned(),
             config: Some(Any {
@@ -65,7 +71,6 @@ pub(crate) fn workload(workload: &Workload) -> Any {
 }
 
 pub(crate) fn service(service: &Service) -> Any {
-    use wire::load_balancing::HealthPolicy;
     let wire = wire::Service {
         name: service.name.to_string(),
         namespace: service.key.namespace.to_string(),
@@ -80,10 +85,8 @@ pub(crate) fn service(service: &Service) -> Any {
         ports: (service.ports.iter())
             .map(|one| port(one.port, one.target))
             .collect(),
-        load_balancing: service.publish_not_ready.then(|| wire::LoadBalancing {
-            health_policy: HealthPolicy::AllowAll.into(),
-            ..Default::default()
-        }),
+        load_balancing: load_balancing(service),
+        extensions: service_extension(service).into_iter().collect(),
         ..Default::default()
     };
     address(Type::Service(wire))
@@ -130,11 +133,29 @@ pub(crate) fn mesh_config(mesh: &MeshConfig) -> Any {
         ranges_known: mesh.ranges_known,
         epoch: Some(epoch(mesh.epoch)),
         plain_outbound_ranges: texts(&mesh.plain_outbound_ranges),
+        plain_outbound_namespaces: (mesh.plain_outbound_namespaces.iter())
+            .map(ToString::to_string)
+            .collect(),
+        nodes: (mesh.nodes.iter())
+            .map(|(name, addresses)| ours::Node {
+                name: name.to_string(),
+                addresses: addresses.iter().copied().map(ip).collect(),
+            })
+            .collect(),
     };
     Any {
         type_url: type_url::MESH_CONFIG.to_owned(),
         value: wire.encode_to_vec(),
     }
+}
+
+/// `None`: nothing is known.
+fn locality(locality: &Locality) -> Option<wire::Locality> {
+    (*locality != Locality::default()).then(|| wire::Locality {
+        region: locality.region.to_string(),
+        zone: locality.zone.to_string(),
+        subzone: locality.subzone.to_string(),
+    })
 }
 
 fn address(one: Type) -> Any {
@@ -168,7 +189,80 @@ fn extension(workload: &Workload) -> ours::WorkloadExtension {
         exclude_inbound_ports: numbers(&workload.exclude_inbound_ports),
         plain_inbound_ports: numbers(&workload.plain_inbound_ports),
         terminating: workload.health == Health::Terminating,
+        external: match workload.external {
+            External::Allow => ours::External::Allow,
+            External::Refuse => ours::External::Refuse,
+        }
+        .into(),
+        probe_ports: numbers(&workload.probe_ports),
+        host_ports: port_mappings(&workload.host_ports),
     }
+}
+
+/// `None` where there is nothing to say.
+fn service_extension(service: &Service) -> Option<wire::Extension> {
+    let affinity = service.balancing.affinity;
+    if affinity.is_none() && service.node_ports.is_empty() {
+        return None;
+    }
+    let seconds = |affinity: Duration| u32::try_from(affinity.as_secs()).unwrap_or(u32::MAX);
+    let ours = ours::ServiceExtension {
+        affinity_seconds: affinity.map_or(0, seconds),
+        node_ports: port_mappings(&service.node_ports),
+    };
+    Some(wire::Extension {
+        name: SERVICE_EXTENSION.to_owned(),
+        config: Some(Any {
+            type_url: type_url::SERVICE_EXTENSION.to_owned(),
+            value: ours.encode_to_vec(),
+        }),
+    })
+}
+
+fn port_mappings(ports: &BTreeMap<u16, u16>) -> Vec<ours::PortMapping> {
+    ports
+        .iter()
+        .map(|(node_port, port)| ours::PortMapping {
+            node_port: u32::from(*node_port),
+            port: u32::from(*port),
+        })
+        .collect()
+}
+
+/// `None`: every default.
+fn load_balancing(service: &Service) -> Option<wire::LoadBalancing> {
+    use wire::load_balancing::{HealthPolicy, Mode, Scope as Wire};
+    let Balancing {
+        prefer,
+        only_preferred,
+        affinity: _,
+    } = &service.balancing;
+    if prefer.is_empty() && !service.publish_not_ready {
+        return None;
+    }
+    let scope = |scope: &Share| match scope {
+        Share::Network => Wire::Network,
+        Share::Cluster => Wire::Cluster,
+        Share::Region => Wire::Region,
+        Share::Zone => Wire::Zone,
+        Share::Subzone => Wire::Subzone,
+        Share::Node => Wire::Node,
+    };
+    let mode = match (prefer.is_empty(), only_preferred) {
+        (true, _) => Mode::UnspecifiedMode,
+        (false, true) => Mode::Strict,
+        (false, false) => Mode::Failover,
+    };
+    let health = if service.publish_not_ready {
+        HealthPolicy::AllowAll
+    } else {
+        HealthPolicy::OnlyHealthy
+    };
+    Some(wire::LoadBalancing {
+        routing_preference: prefer.iter().map(|one| scope(one).into()).collect(),
+        mode: mode.into(),
+        health_policy: health.into(),
+    })
 }
 
 fn epoch(epoch: Epoch) -> ours::Epoch {

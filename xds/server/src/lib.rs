@@ -13,6 +13,7 @@
 mod encode;
 mod published;
 mod publisher;
+mod resources;
 mod service;
 mod snapshot;
 mod subscriber;

@@ -1,12 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-use super::{Malformed, Parsed, at_most, ip, known_enum, kubernetes_name, port, target_port, text};
-use podveil_model::{Service, ServiceKey, ServicePort};
-use podveil_proto::istio::workload::{self as wire, load_balancing::HealthPolicy};
+use super::{
+    Malformed, Parsed, at_most, ip, known_enum, kubernetes_name, port, target_port, text, workload,
+};
+use podveil_model::{Balancing, Scope, Service, ServiceKey, ServicePort};
+use podveil_proto::istio::workload::load_balancing::{HealthPolicy, Mode};
+use podveil_proto::istio::workload::{self as wire};
+use podveil_proto::podveil::node::v1 as ours;
+use podveil_proto::{SERVICE_EXTENSION, type_url};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 const MAX_ADDRESSES: usize = 4096;
 const MAX_PORTS: usize = 4096;
+/// More than there are kinds of them says nothing more.
+const MAX_SCOPES: usize = 16;
 /// RFC 1035.
 const MAX_HOSTNAME_BYTES: usize = 253;
 
@@ -18,13 +26,23 @@ impl TryFrom<wire::Service> for Parsed<Service> {
         // SPEC: `visibility` is the one enum of which an unknown value is taken as its default by peers; it only says
         // who may see the name, which nothing here reads.
         let mut publish_not_ready = false;
+        let extension: Option<ours::ServiceExtension> = workload::extension(
+            wire.extensions,
+            SERVICE_EXTENSION,
+            type_url::SERVICE_EXTENSION,
+        )?;
+        let extension = extension.unwrap_or_default();
+        let mut balancing = Balancing {
+            affinity: (extension.affinity_seconds != 0)
+                .then(|| Duration::from_secs(extension.affinity_seconds.into())),
+            ..Balancing::default()
+        };
         if let Some(load_balancing) = wire.load_balancing {
-            let _: wire::load_balancing::Mode =
-                known_enum("load_balancing.mode", load_balancing.mode)?;
-            for scope in load_balancing.routing_preference {
-                let _: wire::load_balancing::Scope =
-                    known_enum("load_balancing.routing_preference", scope)?;
-            }
+            // Of these only STRICT leaves endpoints out. PASSTHROUGH asks to have the connection balanced by somebody
+            // else, which is never done.
+            balancing.only_preferred =
+                known_enum::<Mode>("load_balancing.mode", load_balancing.mode)? == Mode::Strict;
+            balancing.prefer = scopes(load_balancing.routing_preference)?;
             publish_not_ready = known_enum::<HealthPolicy>(
                 "load_balancing.health_policy",
                 load_balancing.health_policy,
@@ -50,8 +68,31 @@ impl TryFrom<wire::Service> for Parsed<Service> {
             addresses,
             ports,
             publish_not_ready,
+            balancing,
+            node_ports: workload::port_mappings("node_ports", extension.node_ports)?,
         }))
     }
+}
+
+fn scopes(values: Vec<i32>) -> Result<Vec<Scope>, Malformed> {
+    let field = "load_balancing.routing_preference";
+    let scope = |value| {
+        Ok(match known_enum(field, value)? {
+            wire::load_balancing::Scope::UnspecifiedScope => {
+                return Err(Malformed::Unsupported { field });
+            }
+            wire::load_balancing::Scope::Region => Scope::Region,
+            wire::load_balancing::Scope::Zone => Scope::Zone,
+            wire::load_balancing::Scope::Subzone => Scope::Subzone,
+            wire::load_balancing::Scope::Node => Scope::Node,
+            wire::load_balancing::Scope::Cluster => Scope::Cluster,
+            wire::load_balancing::Scope::Network => Scope::Network,
+        })
+    };
+    at_most(MAX_SCOPES, field, values)?
+        .into_iter()
+        .map(scope)
+        .collect()
 }
 
 /// One address; `None` for a true range (a ServiceEntry of things outside), which no endpoint of ours stands behind.

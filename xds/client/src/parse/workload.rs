@@ -3,10 +3,11 @@ use super::{
     Malformed, Parsed, at_most, ip, known_enum, kubernetes_name, port, required, service, text,
 };
 use podveil_identity::{TrustDomain, WorkloadIdentity};
-use podveil_model::{EndpointPorts, Epoch, Health, Mode, Stage, Uid, Workload};
+use podveil_model::{EndpointPorts, Epoch, External, Health, Locality, Mode, Stage, Uid, Workload};
 use podveil_proto::istio::workload::{self as wire, NetworkMode, TunnelProtocol, WorkloadStatus};
 use podveil_proto::podveil::node::v1 as ours;
 use podveil_proto::{WORKLOAD_EXTENSION, type_url};
+use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 
 const MAX_ADDRESSES: usize = 64;
@@ -19,7 +20,11 @@ impl TryFrom<wire::Workload> for Parsed<Workload> {
     type Error = Malformed;
 
     fn try_from(wire: wire::Workload) -> Result<Self, Malformed> {
-        let extension = extension(at_most(MAX_EXTENSIONS, "extensions", wire.extensions)?)?;
+        let extension = extension(
+            wire.extensions,
+            WORKLOAD_EXTENSION,
+            type_url::WORKLOAD_EXTENSION,
+        )?;
         let tunnel = known_enum("tunnel_protocol", wire.tunnel_protocol)?;
         let enrolment = Enrolment::new(tunnel, extension)?;
         let _: wire::WorkloadType = known_enum("workload_type", wire.workload_type)?;
@@ -37,10 +42,6 @@ impl TryFrom<wire::Workload> for Parsed<Workload> {
         let mut addresses = Vec::new();
         for bytes in at_most(MAX_ADDRESSES, "addresses", wire.addresses)? {
             addresses.push(ip("addresses", &bytes)?);
-        }
-        if host_network {
-            // The node's address, shared by everything on it: it is nobody's own.
-            addresses.clear();
         }
         if wire.services.len() > MAX_SERVICES {
             return Err(Malformed::TooMany {
@@ -76,6 +77,7 @@ impl TryFrom<wire::Workload> for Parsed<Workload> {
             },
             addresses,
             node: kubernetes_name("node", or(&wire.node, NO_NODE))?,
+            locality: locality(wire.locality.unwrap_or_default())?,
             health,
             host_network,
             stage: enrolment.stage,
@@ -90,6 +92,9 @@ impl TryFrom<wire::Workload> for Parsed<Workload> {
             exclude_outbound_ports: enrolment.exclude_outbound_ports,
             exclude_inbound_ports: enrolment.exclude_inbound_ports,
             plain_inbound_ports: enrolment.plain_inbound_ports,
+            external: enrolment.external,
+            probe_ports: enrolment.probe_ports,
+            host_ports: enrolment.host_ports,
             capacity: wire.capacity.unwrap_or(1),
         }))
     }
@@ -108,6 +113,29 @@ pub(super) fn trust_domain(field: &'static str, name: &str) -> Result<TrustDomai
         field,
         value: super::shortened(name),
     })
+}
+
+fn locality(wire: wire::Locality) -> Result<Locality, Malformed> {
+    Ok(Locality {
+        region: text("locality.region", wire.region)?,
+        zone: text("locality.zone", wire.zone)?,
+        subzone: text("locality.subzone", wire.subzone)?,
+    })
+}
+
+/// Ports of a node and what they lead to.
+pub(super) fn port_mappings(
+    field: &'static str,
+    mappings: Vec<ours::PortMapping>,
+) -> Result<BTreeMap<u16, u16>, Malformed> {
+    let mut ports = BTreeMap::new();
+    for one in at_most(MAX_PORTS, field, mappings)? {
+        let to = port(field, one.port)?;
+        if ports.insert(port(field, one.node_port)?, to).is_some() {
+            return Err(Malformed::Duplicate { field });
+        }
+    }
+    Ok(ports)
 }
 
 fn endpoint_ports(list: wire::PortList) -> Result<EndpointPorts, Malformed> {
@@ -130,6 +158,9 @@ struct Enrolment {
     exclude_inbound_ports: BTreeSet<u16>,
     plain_inbound_ports: BTreeSet<u16>,
     terminating: bool,
+    external: External,
+    probe_ports: BTreeSet<u16>,
+    host_ports: BTreeMap<u16, u16>,
 }
 
 impl Enrolment {
@@ -159,6 +190,9 @@ impl Enrolment {
                 exclude_inbound_ports: BTreeSet::new(),
                 plain_inbound_ports: BTreeSet::new(),
                 terminating: false,
+                external: External::default(),
+                probe_ports: BTreeSet::new(),
+                host_ports: BTreeMap::new(),
             });
         };
         use ours::EnrolmentStage as Wire;
@@ -188,6 +222,12 @@ impl Enrolment {
             exclude_inbound_ports: ports("exclude_inbound_ports", extension.exclude_inbound_ports)?,
             plain_inbound_ports: ports("plain_inbound_ports", extension.plain_inbound_ports)?,
             terminating: extension.terminating,
+            external: match known_enum("external", extension.external)? {
+                ours::External::Allow => External::Allow,
+                ours::External::Refuse => External::Refuse,
+            },
+            probe_ports: ports("probe_ports", extension.probe_ports)?,
+            host_ports: port_mappings("host_ports", extension.host_ports)?,
         })
     }
 }
@@ -206,9 +246,14 @@ fn ports(field: &'static str, values: Vec<u32>) -> Result<BTreeSet<u16>, Malform
         .collect()
 }
 
-/// Ours among the extensions; those of others are not our business.
-fn extension(all: Vec<wire::Extension>) -> Result<Option<ours::WorkloadExtension>, Malformed> {
-    let mut own = all.into_iter().filter(|one| one.name == WORKLOAD_EXTENSION);
+/// Ours among the extensions, by its name; those of others are not our business.
+pub(super) fn extension<M: Message + Default>(
+    all: Vec<wire::Extension>,
+    name: &str,
+    type_url: &str,
+) -> Result<Option<M>, Malformed> {
+    let all = at_most(MAX_EXTENSIONS, "extensions", all)?;
+    let mut own = all.into_iter().filter(|one| one.name == name);
     let Some(first) = own.next() else {
         return Ok(None);
     };
@@ -220,7 +265,7 @@ fn extension(all: Vec<wire::Extension>) -> Result<Option<ours::WorkloadExtension
     let config = first.config.ok_or(Malformed::Empty {
         field: "extensions.config",
     })?;
-    if config.type_url != type_url::WORKLOAD_EXTENSION {
+    if config.type_url != type_url {
         return Err(Malformed::WrongType {
             got: super::shortened(&config.type_url),
         });

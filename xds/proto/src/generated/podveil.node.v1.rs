@@ -8,7 +8,7 @@ pub struct Epoch {
     pub stage: u32,
 }
 /// In `istio.workload.Workload.extensions` under the name `podveil.io/workload`.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WorkloadExtension {
     #[prost(enumeration = "EnrolmentStage", tag = "1")]
     pub stage: i32,
@@ -25,9 +25,36 @@ pub struct WorkloadExtension {
     /// A terminating endpoint keeps its connections and gets no new one.
     #[prost(bool, tag = "7")]
     pub terminating: bool,
+    #[prost(enumeration = "External", tag = "8")]
+    pub external: i32,
+    /// Its own ports that its spec names for probes and hooks of the kubelet.
+    #[prost(uint32, repeated, tag = "9")]
+    pub probe_ports: ::prost::alloc::vec::Vec<u32>,
+    /// Ports of its node that lead to it.
+    #[prost(message, repeated, tag = "10")]
+    pub host_ports: ::prost::alloc::vec::Vec<PortMapping>,
+}
+/// In `istio.workload.Service.extensions` under the name `podveil.io/service`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ServiceExtension {
+    /// A client keeps its endpoint as long as it comes back within this time; 0: no affinity.
+    #[prost(uint32, tag = "1")]
+    pub affinity_seconds: u32,
+    /// Ports at every node's address that lead here.
+    #[prost(message, repeated, tag = "2")]
+    pub node_ports: ::prost::alloc::vec::Vec<PortMapping>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PortMapping {
+    /// At the node's address.
+    #[prost(uint32, tag = "1")]
+    pub node_port: u32,
+    /// The service's, or the workload's own.
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
 }
 /// xDS resource `type.googleapis.com/podveil.node.v1.MeshConfig`, name `mesh`: what every node must know.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MeshConfig {
     #[prost(string, tag = "1")]
     pub trust_domain: ::prost::alloc::string::String,
@@ -41,9 +68,22 @@ pub struct MeshConfig {
     pub ranges_known: bool,
     #[prost(message, optional, tag = "5")]
     pub epoch: ::core::option::Option<Epoch>,
-    /// Namespaces and addresses (CIDR) that strict workloads may reach in plain: cluster DNS, the API server, listed ones.
+    /// Addresses (CIDR) that strict workloads may reach in plain: cluster DNS, the API server, listed ones.
     #[prost(string, repeated, tag = "6")]
     pub plain_outbound_ranges: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The same for all services and workloads of these namespaces.
+    #[prost(string, repeated, tag = "7")]
+    pub plain_outbound_namespaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "8")]
+    pub nodes: ::prost::alloc::vec::Vec<Node>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Node {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// 4 or 16 bytes each, network order.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 /// Full state of the sender each time; a report replaces the one before it.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -210,6 +250,34 @@ impl EnrolmentStage {
             "ENROLMENT_STAGE_ANNOUNCED" => Some(Self::Announced),
             "ENROLMENT_STAGE_MANDATORY" => Some(Self::Mandatory),
             "ENROLMENT_STAGE_DRAINING" => Some(Self::Draining),
+            _ => None,
+        }
+    }
+}
+/// What becomes of connections to addresses outside the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum External {
+    /// Plain, counted and logged as plain.
+    Allow = 0,
+    Refuse = 1,
+}
+impl External {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Allow => "EXTERNAL_ALLOW",
+            Self::Refuse => "EXTERNAL_REFUSE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "EXTERNAL_ALLOW" => Some(Self::Allow),
+            "EXTERNAL_REFUSE" => Some(Self::Refuse),
             _ => None,
         }
     }

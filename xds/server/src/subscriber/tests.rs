@@ -33,6 +33,10 @@ fn workload(uid: &str, ip: &str) -> Workload {
         exclude_outbound_ports: Default::default(),
         exclude_inbound_ports: Default::default(),
         plain_inbound_ports: Default::default(),
+        probe_ports: Default::default(),
+        host_ports: Default::default(),
+        locality: Default::default(),
+        external: Default::default(),
         capacity: 1,
     }
 }
