@@ -67,7 +67,7 @@ fn interrupts() -> anyhow::Result<Arc<AtomicBool>> {
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
-            let runtime = match crate::ca_admin::runtime() {
+            let runtime = match crate::runtime() {
                 Ok(runtime) => runtime,
                 Err(error) => return eprintln!("{error:#}: only kill will end this"),
             };

@@ -1,36 +1,48 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `podveilctl`: a person's shell into Podveil.
+//! `podveilctl`: a person's shell into Podveil; `kubectl podveil` where it is found as `kubectl-podveil`.
 
 #![forbid(unsafe_code)]
 
-mod ca_admin;
+mod ca;
+mod cluster;
+mod config;
 mod demo;
+mod failure;
+mod output;
 mod rotate;
 mod status;
 
-use clap::{Parser, Subcommand};
+use anyhow::Context;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use failure::Outcome;
 use std::net::{Ipv6Addr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+/// Look into Podveil and act on it.
 #[derive(Parser)]
-#[command(
-    name = "podveilctl",
-    version,
-    about = "Look into Podveil and act on it"
-)]
+#[command(name = "podveilctl", version, after_long_help = EXIT_CODES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
 
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done, and nothing is wrong
+  1  could not be done; the message says what, why and what to try
+  2  the command line is wrong
+  3  done, and what was looked at is not as it should be: a check found a problem, a connection would be refused";
+
 #[derive(Subcommand)]
 enum Command {
+    /// Show what a program of Podveil knows, as JSON.
+    Config(config::Arguments),
     /// Two simulated nodes with pods, the real programs, and a report of what holds. Needs root.
     Demo(demo::Arguments),
     /// Replace certificates, or root and certificates, and wait until every node uses the new ones.
     Rotate(rotate::Arguments),
-    /// The CA's authorities, and which program uses which bundle and certificates.
+    /// Where nodes, pods and certificates stand, and why a pod is not captured.
     Status(status::Arguments),
     /// Waits until standard input ends, then removes what a simulation left. Started by the simulation.
     #[command(hide = true)]
@@ -47,24 +59,74 @@ fn main() -> ExitCode {
         )
         .with_writer(std::io::stderr)
         .init();
-    match run(Arguments::parse().command) {
+    let name = called_as(std::env::args_os().next().as_deref().map(Path::new));
+    let matches = Arguments::command().bin_name(name).get_matches();
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    match run(arguments.command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("podveilctl: {error:#}");
-            ExitCode::FAILURE
+            eprintln!("{name}: {}", failure::describe(&error));
+            ExitCode::from(failure::ERROR)
         }
     }
 }
 
+/// kubectl finds its plugins by file name, and people type them as its commands.
+fn called_as(program: Option<&Path>) -> &'static str {
+    let stem = program.and_then(|path| path.file_stem()?.to_str());
+    match stem {
+        Some("kubectl-podveil") => "kubectl podveil",
+        _ => "podveilctl",
+    }
+}
+
 fn run(command: Command) -> anyhow::Result<ExitCode> {
-    match command {
+    let outcome = match command {
         Command::Demo(arguments) => return demo::run(&arguments),
-        Command::Rotate(arguments) => rotate::run(&arguments)?,
-        Command::Status(arguments) => status::run(&arguments)?,
-        Command::Janitor { folder } => podveil_sim::janitor(&folder),
+        Command::Config(arguments) => runtime()?.block_on(config::run(&arguments))?,
+        Command::Rotate(arguments) => runtime()?.block_on(rotate::run(&arguments))?,
+        Command::Status(arguments) => runtime()?.block_on(status::run(&arguments))?,
+        Command::Janitor { folder } => {
+            podveil_sim::janitor(&folder);
+            Outcome::Good
+        }
         Command::Serve { port } => {
             podveil_sim::app::serve(&TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?)?;
+            Outcome::Good
         }
+    };
+    Ok(outcome.into())
+}
+
+/// A runtime for one command.
+///
+/// # Errors
+/// If the system gives no event queue.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
     }
-    Ok(ExitCode::SUCCESS)
+
+    #[test]
+    fn a_kubectl_plugin_calls_itself_as_kubectl_does() {
+        for (program, name) in [
+            ("/usr/local/bin/kubectl-podveil", "kubectl podveil"),
+            ("target/debug/podveilctl", "podveilctl"),
+            ("", "podveilctl"),
+        ] {
+            assert_eq!(called_as(Some(Path::new(program))), name);
+        }
+        assert_eq!(called_as(None), "podveilctl");
+    }
 }

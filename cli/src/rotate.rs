@@ -1,44 +1,63 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::ca_admin;
-use anyhow::bail;
+//! `podveilctl rotate`: asks the CA for a rotation and shows each step until its end.
+
+use crate::ca::{self, Where};
+use crate::cluster::CaAdmin;
+use crate::failure::{Failure, OrCure, Outcome};
+use crate::output::Output;
 use clap::ValueEnum;
 use podveil_proto::podveil::ca::v1::{RotateRequest, RotationEvent, RotationKind, RotationStep};
-use std::path::{Path, PathBuf};
+use serde::Serialize;
+use std::path::Path;
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// `leaf`: a new issuing intermediate and new certificates. `root`: a new root as well, the old one withdrawn.
+    /// What is replaced.
     what: What,
-    /// The CA's admin socket.
-    #[arg(long, default_value = ca_admin::DEFAULT_SOCKET)]
-    socket: PathBuf,
     /// Seconds to wait for a program that is connected and does not acknowledge; 0: the CA's default.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
     timeout: u32,
+    #[command(flatten)]
+    ca: Where,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum What {
+    /// A new issuing intermediate and new certificates.
     Leaf,
+    /// A new root as well, the old one withdrawn at the end.
     Root,
 }
 
-pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+/// One step of a rotation, as it is shown.
+#[derive(Clone, Debug, Serialize)]
+pub struct Event {
+    step: &'static str,
+    message: String,
+    pub acknowledged: u32,
+    pub expected: u32,
+    /// At most 20 of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    waiting_for: Vec<String>,
+}
+
+pub async fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     let kind = match arguments.what {
         What::Leaf => RotationKind::Leaf,
         What::Root => RotationKind::Root,
     };
-    ca_admin::runtime()?.block_on(rotate(
-        &arguments.socket,
-        kind,
-        arguments.timeout,
-        |event| {
-            println!("{}", describe(event));
-        },
-    ))
+    let mut ca = arguments.ca.connect().await?;
+    let output = arguments.output;
+    follow(&mut ca, kind, arguments.timeout, |event| {
+        output.print_line(event, describe)
+    })
+    .await?;
+    Ok(Outcome::Good)
 }
 
-/// Runs one rotation to its end.
+/// Runs one rotation to its end by the CA's own socket.
 ///
 /// # Errors
 /// If the CA cannot be reached or the rotation fails, with the programs that did not acknowledge.
@@ -46,38 +65,88 @@ pub async fn rotate(
     socket: &Path,
     kind: RotationKind,
     timeout_seconds: u32,
-    mut progress: impl FnMut(&RotationEvent),
+    mut progress: impl FnMut(&Event),
 ) -> anyhow::Result<()> {
-    let mut ca = ca_admin::connect(socket).await?;
+    let mut ca = ca::connect(socket).await?;
+    let told = |event: &Event| {
+        progress(event);
+        Ok(())
+    };
+    follow(&mut ca, kind, timeout_seconds, told).await
+}
+
+async fn follow(
+    ca: &mut CaAdmin,
+    kind: RotationKind,
+    timeout_seconds: u32,
+    mut progress: impl FnMut(&Event) -> std::io::Result<()>,
+) -> anyhow::Result<()> {
+    let request = RotateRequest {
+        kind: kind.into(),
+        timeout_seconds,
+    };
     let mut events = ca
-        .rotate(RotateRequest {
-            kind: kind.into(),
-            timeout_seconds,
-        })
-        .await?
+        .client
+        .rotate(request)
+        .await
+        .map_err(|status| anyhow::anyhow!("{}", status.message()))
+        .or_cure(
+            format!("asking the CA ({}) for a rotation", ca.replica),
+            "`podveilctl status` shows where the CA stands; a rotation under way ends first",
+        )?
         .into_inner();
-    while let Some(event) = events.message().await? {
-        progress(&event);
+    let left = "the rotation goes on in the CA; `podveilctl status` shows where it stands, and `podveilctl rotate` again \
+                follows it to its end";
+    loop {
+        let event = events
+            .message()
+            .await
+            .map_err(|status| anyhow::anyhow!("{}", status.message()))
+            .or_cure("the connection to the CA was lost", left)?
+            .ok_or_else(|| {
+                Failure::new("the CA ended the rotation's progress before its end", left)
+            })?;
+        progress(&Event::from(&event))?;
         match event.step() {
             RotationStep::Done => return Ok(()),
-            RotationStep::Failed => bail!("the rotation failed: {}", event.message),
+            RotationStep::Failed => {
+                let cure = "bring back or remove the programs it waits for, then rotate again: it goes on from there";
+                return Err(
+                    Failure::new(format!("the rotation failed: {}", event.message), cure).into(),
+                );
+            }
             _ => {}
         }
     }
-    bail!(
-        "the CA ended the rotation's progress before its end; `podveilctl status` shows where it stands"
-    )
 }
 
-fn describe(event: &RotationEvent) -> String {
-    let step = match event.step() {
-        RotationStep::AddRoot => "add the new root",
-        RotationStep::SwitchIssuer => "switch issuing",
-        RotationStep::Reissue => "issue again",
-        RotationStep::Withdraw => "withdraw the old root",
-        RotationStep::Done => "done",
-        RotationStep::Failed => "failed",
-        RotationStep::Unspecified => "?",
+impl From<&RotationEvent> for Event {
+    fn from(event: &RotationEvent) -> Self {
+        Self {
+            step: match event.step() {
+                RotationStep::AddRoot => "add_root",
+                RotationStep::SwitchIssuer => "switch_issuer",
+                RotationStep::Reissue => "reissue",
+                RotationStep::Withdraw => "withdraw",
+                RotationStep::Done => "done",
+                RotationStep::Failed => "failed",
+                RotationStep::Unspecified => "unknown",
+            },
+            message: event.message.clone(),
+            acknowledged: event.acknowledged,
+            expected: event.expected,
+            waiting_for: event.waiting_for.clone(),
+        }
+    }
+}
+
+fn describe(event: &Event) -> String {
+    let step = match event.step {
+        "add_root" => "add the new root",
+        "switch_issuer" => "switch issuing",
+        "reissue" => "issue again",
+        "withdraw" => "withdraw the old root",
+        other => other,
     };
     let mut line = format!(
         "{step:<22} {:>3}/{:<3} {}",
@@ -87,4 +156,28 @@ fn describe(event: &RotationEvent) -> String {
         line.push_str(&format!(" (waiting for {})", event.waiting_for.join(", ")));
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_says_how_many_have_acknowledged_and_who_has_not() {
+        let event = Event::from(&RotationEvent {
+            step: RotationStep::AddRoot.into(),
+            message: "bundle 2 sent".into(),
+            acknowledged: 3,
+            expected: 4,
+            waiting_for: vec!["node/n1 (proxy)".into()],
+        });
+        assert_eq!(
+            describe(&event),
+            "add the new root         3/4   bundle 2 sent (waiting for node/n1 (proxy))"
+        );
+        assert_eq!(
+            serde_json::to_string(&event).unwrap(),
+            r#"{"step":"add_root","message":"bundle 2 sent","acknowledged":3,"expected":4,"waiting_for":["node/n1 (proxy)"]}"#
+        );
+    }
 }

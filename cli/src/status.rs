@@ -1,69 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::ca_admin;
-use podveil_proto::podveil::ca::v1::{StatusRequest, StatusResponse};
-use std::path::{Path, PathBuf};
+//! `podveilctl status`: where everything stands.
+
+mod human;
+mod report;
+
+use crate::ca::{CaStatus, Where};
+use crate::cluster::installation;
+use crate::failure::Outcome;
+use crate::output::{Output, Progress};
+use report::Filter;
+use std::time::SystemTime;
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The CA's admin socket.
-    #[arg(long, default_value = ca_admin::DEFAULT_SOCKET)]
-    socket: PathBuf,
+    /// Only pods of this namespace, or this pod (`NAMESPACE/POD`).
+    #[arg(value_name = "NAMESPACE[/POD]")]
+    of: Option<String>,
+    /// Also pods that nobody asked to enrol.
+    #[arg(long, short = 'A')]
+    all: bool,
+    /// With `--socket`: only what the CA says.
+    #[command(flatten)]
+    ca: Where,
+    #[command(flatten)]
+    output: Output,
 }
 
-pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let status = ca_admin::runtime()?.block_on(status(&arguments.socket))?;
-    println!(
-        "trust domain {}, bundle {}, certificate generation {}",
-        status.trust_domain, status.bundle_sequence, status.certificate_generation
-    );
-    for authority in &status.authorities {
-        let kind = if authority.root {
-            "root"
-        } else {
-            "intermediate"
-        };
-        let issuing = if authority.issuing { ", issuing" } else { "" };
-        println!(
-            "{kind:<12} {} serial {} until {}{issuing}",
-            authority.subject,
-            authority.serial,
-            utc(authority.not_after)
-        );
+pub async fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
+    if arguments.ca.socket.is_some() {
+        let status: CaStatus = arguments.ca.connect().await?.status().await?;
+        arguments.output.print(&status, human::ca)?;
+        return Ok(Outcome::Good);
     }
-    for consumer in &status.consumers {
-        println!(
-            "{} ({}): bundle {}, certificate generation {}",
-            consumer.spiffe_id,
-            consumer.module,
-            consumer.bundle_sequence,
-            consumer.certificate_generation
-        );
-    }
-    Ok(())
-}
-
-/// # Errors
-/// If the CA cannot be reached.
-pub async fn status(socket: &Path) -> anyhow::Result<StatusResponse> {
-    Ok(ca_admin::connect(socket)
-        .await?
-        .status(StatusRequest {})
-        .await?
-        .into_inner())
-}
-
-/// Unix seconds as a date for a person (RFC 3339, UTC).
-fn utc(seconds: i64) -> String {
-    match time::OffsetDateTime::from_unix_timestamp(seconds) {
-        Ok(when) => format!(
-            "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
-            when.year(),
-            u8::from(when.month()),
-            when.day(),
-            when.hour(),
-            when.minute(),
-            when.second()
-        ),
-        Err(_) => format!("{seconds} s after 1970"),
-    }
+    let cluster = arguments.ca.access.cluster().await?;
+    let mut progress = Progress::new();
+    let installation = installation::look(&cluster, &mut progress).await?;
+    drop(progress);
+    let filter = Filter::new(arguments.of.as_deref(), arguments.all);
+    let report = report::report(&installation, &filter, SystemTime::now());
+    arguments.output.print(&report, human::status)?;
+    Ok(Outcome::Good)
 }

@@ -147,7 +147,7 @@ fn block_in<T: Send + 'static>(
     let netns = netns.try_clone()?;
     let thread = std::thread::spawn(move || {
         in_netns(&netns, || {
-            crate::ca_admin::runtime()?.block_on(async {
+            crate::runtime()?.block_on(async {
                 tokio::time::timeout(PATIENCE, work)
                     .await
                     .context("it took too long")?

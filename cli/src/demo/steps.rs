@@ -4,9 +4,10 @@
 use super::forgery;
 use super::report::Report;
 use super::traffic::{Download, Requests, is_refused};
-use crate::{ca_admin, rotate, status};
+use crate::ca::{self, CaStatus};
+use crate::{rotate, runtime};
 use anyhow::{Context, ensure};
-use podveil_proto::podveil::ca::v1::{RotationKind, StatusResponse};
+use podveil_proto::podveil::ca::v1::RotationKind;
 use podveil_sim::{
     APP_PORT, Capture, Captured, World, admin_socket, app::MARKER, eventually, http_get,
 };
@@ -238,8 +239,9 @@ fn modes(world: &mut World, report: &mut Report) -> anyhow::Result<()> {
     )
 }
 
-fn ca_status(world: &World) -> anyhow::Result<StatusResponse> {
-    ca_admin::runtime()?.block_on(status::status(&admin_socket(&world.sandbox)))
+fn ca_status(world: &World) -> anyhow::Result<CaStatus> {
+    let socket = admin_socket(&world.sandbox);
+    runtime()?.block_on(async { ca::connect(&socket).await?.status().await })
 }
 
 fn rotation(world: &World, report: &mut Report) -> anyhow::Result<()> {
@@ -248,7 +250,7 @@ fn rotation(world: &World, report: &mut Report) -> anyhow::Result<()> {
     let before = ca_status(world)?;
     let download = Download::start(&world.pod("client").net.netns, far, DOWNLOAD_BYTES);
     let mut steps = Vec::new();
-    let rotated = ca_admin::runtime()?.block_on(rotate::rotate(
+    let rotated = runtime()?.block_on(rotate::rotate(
         &admin_socket(&world.sandbox),
         RotationKind::Root,
         0,
@@ -284,8 +286,8 @@ fn rotation(world: &World, report: &mut Report) -> anyhow::Result<()> {
     )
 }
 
-fn new_root(before: &StatusResponse, after: &StatusResponse) -> anyhow::Result<String> {
-    let root = |status: &StatusResponse| {
+fn new_root(before: &CaStatus, after: &CaStatus) -> anyhow::Result<String> {
+    let root = |status: &CaStatus| {
         let mut roots = status.authorities.iter().filter(|authority| authority.root);
         let first = roots.next().context("there is no root")?.serial.clone();
         ensure!(roots.next().is_none(), "there is more than one root");

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Access to Podveil's programs on a Kubernetes cluster, by what every cluster has: the kubeconfig, and the API's
+//! port-forward and exec. No port of ours is open, and nothing is asked of a person but the API's own permissions.
+
+mod access;
+mod exec;
+mod forward;
+pub mod installation;
+pub mod pages;
+mod programs;
+
+pub use access::Access;
+pub use exec::CaAdmin;
+pub use installation::{Answered, Installation};
+pub use programs::{Program, ProgramPod, Programs};
+
+use crate::failure::{Failure, OrCure};
+use anyhow::Context;
+use bytes::Bytes;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::ListParams;
+use kube::{Api, Client};
+use serde::de::DeserializeOwned;
+
+/// The controller's admin page, and that of the `proxy` module.
+pub const ADMIN_PORT: u16 = 15000;
+/// The admin page of the `redirect` module, which shares its node's addresses with the proxy.
+pub const REDIRECT_ADMIN_PORT: u16 = 15002;
+/// The Lease whose holder is the CA's acting replica.
+const CA_LEASE: &str = "podveil-ca";
+/// Pods of one page of a list.
+const PAGE: u32 = 500;
+
+/// A cluster and the namespace that Podveil is installed in.
+#[derive(Clone)]
+pub struct Cluster {
+    pub client: Client,
+    pub namespace: String,
+}
+
+impl Cluster {
+    /// The programs' pods.
+    ///
+    /// # Errors
+    /// If the API cannot be asked, or says no.
+    pub async fn programs(&self) -> anyhow::Result<Programs> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        let mut found = Vec::new();
+        let mut page = ListParams::default().limit(PAGE);
+        loop {
+            let list = pods.list(&page).await.or_cure(
+                format!("listing the pods in namespace {}", self.namespace),
+                "`kubectl auth can-i list pods -n <namespace>` says whether you may; `--kubeconfig` and `--context` \
+                 choose another cluster",
+            )?;
+            found.extend(list.items.iter().filter_map(ProgramPod::from_pod));
+            match list.metadata.continue_ {
+                Some(next) if !next.is_empty() => page = page.continue_token(&next),
+                _ => return Ok(Programs::new(found)),
+            }
+        }
+    }
+
+    /// One answer of a program's loopback page.
+    ///
+    /// # Errors
+    /// If the pod cannot be reached, or answers with anything but 200.
+    pub async fn get(&self, pod: &str, port: u16, path: &str) -> anyhow::Result<Bytes> {
+        forward::get(&self.client, &self.namespace, pod, port, path)
+            .await
+            .or_cure(
+                format!("asking {}/{pod} for {path} on its port {port}", self.namespace),
+                format!(
+                    "`kubectl port-forward -n {} {pod} {port}` takes the same way; it needs `create` on `pods/portforward`",
+                    self.namespace
+                ),
+            )
+    }
+
+    /// As [`get`](Self::get), for JSON.
+    ///
+    /// # Errors
+    /// As `get`, or if the answer is not what this version of the tool reads.
+    pub async fn get_json<T: DeserializeOwned>(
+        &self,
+        pod: &str,
+        port: u16,
+        path: &str,
+    ) -> anyhow::Result<T> {
+        let body = self.get(pod, port, path).await?;
+        serde_json::from_slice(&body).with_context(|| {
+            format!(
+                "the answer of {pod} to {path} is not understood; is podveilctl of its version?"
+            )
+        })
+    }
+
+    /// The CA's admin service, in its acting replica.
+    ///
+    /// # Errors
+    /// If no replica is there or the API does not let us in.
+    pub async fn ca(&self, programs: &Programs) -> anyhow::Result<CaAdmin> {
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), &self.namespace);
+        let lease = leases
+            .get_opt(CA_LEASE)
+            .await
+            .with_context(|| format!("reading Lease {}/{CA_LEASE}", self.namespace))?;
+        let holder = lease
+            .and_then(|lease| lease.spec)
+            .and_then(|spec| spec.holder_identity);
+        let pod = programs.ca_replica(holder.as_deref()).ok_or_else(|| {
+            Failure::new(
+                format!("no pod of podveil-ca runs in namespace {}", self.namespace),
+                format!(
+                    "`kubectl get pods -n {}`; another namespace is named by `-n`",
+                    self.namespace
+                ),
+            )
+        })?;
+        exec::ca_admin(&self.client, &self.namespace, pod).await
+    }
+}

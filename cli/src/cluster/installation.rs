@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Everything that Podveil's programs say about themselves, asked once. What cannot be had is kept with its reason, so
+//! that a command shows the rest.
+
+use super::pages::{ControllerPage, ProxyPage};
+use super::{ADMIN_PORT, Cluster, Program, ProgramPod, Programs};
+use crate::ca::CaStatus;
+use crate::failure::describe;
+use crate::output::Progress;
+use futures::StreamExt;
+use std::collections::BTreeMap;
+
+/// Nodes asked at once: the API server carries every answer.
+const AT_ONCE: usize = 16;
+
+/// What was asked, or why there is no answer, for a person.
+pub type Answered<T> = Result<T, String>;
+
+#[derive(Debug)]
+pub struct Installation {
+    pub programs: Programs,
+    pub controller: Answered<ControllerPage>,
+    pub ca: Answered<CaStatus>,
+    /// By node.
+    pub proxies: BTreeMap<String, Answered<ProxyPage>>,
+}
+
+/// Asks every program.
+///
+/// # Errors
+/// If even the list of pods cannot be had.
+pub async fn look(cluster: &Cluster, progress: &mut Progress) -> anyhow::Result<Installation> {
+    progress.say("finding the programs");
+    let programs = cluster.programs().await?;
+    progress.say("asking the controller");
+    let controller = controller(cluster, &programs).await;
+    progress.say("asking the CA");
+    let ca = match cluster.ca(&programs).await {
+        Ok(mut ca) => ca.status().await,
+        Err(error) => Err(error),
+    };
+    Ok(Installation {
+        controller,
+        ca: ca.map_err(|error| describe(&error)),
+        proxies: proxies(cluster, &programs, progress).await,
+        programs,
+    })
+}
+
+/// The first replica that answers: all have the same state.
+pub async fn controller(cluster: &Cluster, programs: &Programs) -> Answered<ControllerPage> {
+    let mut last = format!(
+        "no pod of podveil-controller runs in namespace {}",
+        cluster.namespace
+    );
+    for pod in programs.controllers() {
+        match cluster.get_json(&pod.name, ADMIN_PORT, "/status").await {
+            Ok(page) => return Ok(page),
+            Err(error) => last = describe(&error),
+        }
+    }
+    Err(last)
+}
+
+async fn proxies(
+    cluster: &Cluster,
+    programs: &Programs,
+    progress: &mut Progress,
+) -> BTreeMap<String, Answered<ProxyPage>> {
+    let pods: Vec<(&str, &ProgramPod)> = programs
+        .of(Program::Node)
+        .filter_map(|pod| Some((pod.node.as_deref()?, pod)))
+        .filter(|(node, pod)| {
+            programs
+                .on_node(node)
+                .is_some_and(|one| one.name == pod.name)
+        })
+        .collect();
+    let total = pods.len();
+    let mut answers = futures::stream::iter(pods)
+        .map(|(node, pod)| async move {
+            let page = cluster.get_json(&pod.name, ADMIN_PORT, "/status").await;
+            (node.to_owned(), page.map_err(|error| describe(&error)))
+        })
+        .buffer_unordered(AT_ONCE);
+    let mut pages = BTreeMap::new();
+    while let Some((node, page)) = answers.next().await {
+        pages.insert(node, page);
+        progress.say(&format!("asking the nodes: {} of {total}", pages.len()));
+    }
+    pages
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the programs' own pages say. Read leniently: an unknown field is a newer program's, a missing one an older's.
+
+use prost_types::{Timestamp, TimestampError};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::BTreeMap;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
+
+/// The controller's `/status`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ControllerPage {
+    /// Of the snapshot that nodes are to have in use.
+    pub version: String,
+    pub source: SourcePage,
+    pub nodes: Vec<ControllerNode>,
+    pub workloads: Vec<ControllerWorkload>,
+    pub conditions: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct SourcePage {
+    pub error: Option<String>,
+}
+
+/// A node as the controller hears it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ControllerNode {
+    pub name: String,
+    pub silent: bool,
+    pub modules: Vec<ControllerModule>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ControllerModule {
+    pub module: String,
+    pub connected: bool,
+    pub silent: bool,
+    pub heard_seconds_ago: u64,
+    pub applied_version: String,
+    pub bundle_sequence: u64,
+    pub certificate_generation: u64,
+}
+
+/// A pod as the controller sees it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ControllerWorkload {
+    pub uid: String,
+    pub namespace: String,
+    pub name: String,
+    pub identity: String,
+    pub node: String,
+    pub addresses: Vec<String>,
+    pub stage: String,
+    pub mode: String,
+    pub reason: String,
+    pub conditions: Vec<String>,
+    pub connections_older: u32,
+    pub connections_captured: u32,
+}
+
+/// `/status` of a node's `proxy` module.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ProxyPage {
+    pub version: Version,
+    pub certificates: Vec<Certificate>,
+    /// By uid.
+    pub workload_state: BTreeMap<String, PodState>,
+    pub podveil: ProxyFacts,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Version {
+    pub version: String,
+}
+
+/// One identity's certificate on a node.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Certificate {
+    pub identity: String,
+    /// The leaf first; empty where there is none yet.
+    pub cert_chain: Vec<Leaf>,
+    pub last_error: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Leaf {
+    pub valid_from: When,
+    pub expiration_time: When,
+    #[serde(default)]
+    pub generation: u64,
+}
+
+/// A pod in the proxy's hands.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PodState {
+    /// `Up` or `Pending`.
+    pub state: String,
+    pub reason: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ProxyFacts {
+    pub bundle: Bundle,
+    /// The program's own certificate.
+    pub program: Option<Leaf>,
+    /// What it is not ready for, one sentence each.
+    pub waiting_for: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Bundle {
+    pub sequence: u64,
+    pub roots: usize,
+}
+
+/// A moment, RFC 3339 on the wire.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct When(pub SystemTime);
+
+impl When {
+    /// How long until then; nothing once it is past.
+    pub fn left(self, now: SystemTime) -> Duration {
+        self.0.duration_since(now).unwrap_or_default()
+    }
+
+    /// How long since then.
+    pub fn since(self, now: SystemTime) -> Duration {
+        now.duration_since(self.0).unwrap_or_default()
+    }
+}
+
+impl FromStr for When {
+    type Err = TimestampError;
+
+    fn from_str(text: &str) -> Result<Self, TimestampError> {
+        SystemTime::try_from(text.parse::<Timestamp>()?).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for When {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse()
+            .map_err(|_| serde::de::Error::custom(format!("{text:?} is not a time (RFC 3339)")))
+    }
+}
+
+impl Serialize for When {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&crate::output::utc(self.0))
+    }
+}

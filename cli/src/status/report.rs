@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What `status` says, as data: pure functions over what the programs answered.
+
+use crate::ca::CaStatus;
+use crate::cluster::pages::{
+    Certificate, ControllerModule, ControllerPage, ControllerWorkload, ProxyPage, When,
+};
+use crate::cluster::{Answered, Installation, Program};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    pub ca: Option<CaStatus>,
+    pub summary: Summary,
+    pub reserve: Option<Reserve>,
+    pub nodes: Vec<Node>,
+    pub pods: Vec<Pod>,
+    /// What could not be taken as it was written, apart from single pods.
+    pub conditions: Vec<String>,
+    /// Who could not be asked, and why.
+    pub unanswered: Vec<String>,
+}
+
+/// Of all pods, whatever the filter.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Summary {
+    /// Pods by stage; without those that nobody asked to enrol.
+    pub stages: BTreeMap<String, usize>,
+    pub not_enrolled: usize,
+}
+
+/// How long new connections would go on to work if the API server, the CA and the controller went away now: until the
+/// first certificate ends.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Reserve {
+    pub hours: u64,
+    pub until: When,
+    /// Whose certificate ends first.
+    pub identity: String,
+    pub node: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Node {
+    pub name: String,
+    pub version: String,
+    pub proxy: Module,
+    pub redirect: Module,
+    /// Pods under Podveil.
+    pub pods: usize,
+    /// What it is not ready for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub waiting_for: Vec<String>,
+}
+
+/// One program of a node, as the controller hears it.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Module {
+    pub state: ModuleState,
+    pub heard_seconds_ago: u64,
+    /// The newest configuration is in use.
+    pub current: bool,
+    pub bundle_sequence: u64,
+    pub certificate_generation: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModuleState {
+    Connected,
+    /// Not heard for so long that nobody waits for it.
+    Silent,
+    /// Not connected to the replica that was asked.
+    Disconnected,
+    /// The controller does not know it, or does not answer.
+    #[default]
+    Unknown,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Pod {
+    pub namespace: String,
+    pub name: String,
+    pub node: String,
+    pub identity: String,
+    pub stage: String,
+    pub mode: String,
+    /// Why it is not captured, or what the next stage waits for.
+    pub reason: String,
+    pub conditions: Vec<String>,
+    pub certificate: Option<Held>,
+    pub connections_older: u32,
+    pub connections_captured: u32,
+}
+
+/// A certificate on a pod's own node.
+#[derive(Clone, Debug, Serialize)]
+pub struct Held {
+    pub age_seconds: u64,
+    pub left_seconds: u64,
+    pub generation: u64,
+}
+
+/// Which pods are shown.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    namespace: Option<String>,
+    pod: Option<String>,
+    all: bool,
+}
+
+impl Filter {
+    /// `of`: a namespace, or `namespace/pod`. What is named is shown whether it is enrolled or not.
+    pub fn new(of: Option<&str>, all: bool) -> Self {
+        let (namespace, pod) =
+            match of.map(|of| of.split_once('/').map_or((of, None), |(a, b)| (a, Some(b)))) {
+                Some((namespace, pod)) => (Some(namespace.to_owned()), pod.map(str::to_owned)),
+                None => (None, None),
+            };
+        Self {
+            all: all || pod.is_some(),
+            namespace,
+            pod,
+        }
+    }
+
+    fn shows(&self, workload: &ControllerWorkload) -> bool {
+        let named = self
+            .namespace
+            .as_ref()
+            .is_none_or(|one| *one == workload.namespace)
+            && self.pod.as_ref().is_none_or(|one| *one == workload.name);
+        named && (self.all || is_concerned(workload))
+    }
+}
+
+/// Somebody asked for it to be enrolled, or something about it is to be told.
+fn is_concerned(workload: &ControllerWorkload) -> bool {
+    workload.stage != "none" || !workload.reason.is_empty() || !workload.conditions.is_empty()
+}
+
+pub fn report(installation: &Installation, filter: &Filter, now: SystemTime) -> Report {
+    let none = ControllerPage::default();
+    let controller = installation.controller.as_ref().unwrap_or(&none);
+    let mut pods: Vec<Pod> = (controller.workloads.iter())
+        .filter(|workload| filter.shows(workload))
+        .map(|workload| pod(workload, &installation.proxies, now))
+        .collect();
+    pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+    Report {
+        ca: installation.ca.as_ref().ok().cloned(),
+        summary: summary(controller),
+        reserve: reserve(&installation.proxies, now),
+        nodes: nodes(installation, controller),
+        pods,
+        conditions: conditions(controller),
+        unanswered: unanswered(installation),
+    }
+}
+
+fn summary(controller: &ControllerPage) -> Summary {
+    let mut summary = Summary::default();
+    for workload in &controller.workloads {
+        if is_concerned(workload) {
+            *summary.stages.entry(workload.stage.clone()).or_default() += 1;
+        } else {
+            summary.not_enrolled += 1;
+        }
+    }
+    summary
+}
+
+/// Every certificate counts that stands for a pod, whatever its age.
+pub fn reserve(
+    proxies: &BTreeMap<String, Answered<ProxyPage>>,
+    now: SystemTime,
+) -> Option<Reserve> {
+    let leaves = proxies.iter().flat_map(|(node, page)| {
+        let certificates = page.iter().flat_map(|page| &page.certificates);
+        certificates.filter_map(move |certificate| {
+            let leaf = certificate.cert_chain.first()?;
+            Some((leaf.expiration_time, &certificate.identity, node))
+        })
+    });
+    let (until, identity, node) = leaves.min()?;
+    Some(Reserve {
+        hours: until.left(now).as_secs() / 3600,
+        until,
+        identity: identity.clone(),
+        node: node.clone(),
+    })
+}
+
+fn nodes(installation: &Installation, controller: &ControllerPage) -> Vec<Node> {
+    let mut names: Vec<&str> = (controller.nodes.iter().map(|node| node.name.as_str()))
+        .chain(
+            installation
+                .programs
+                .of(Program::Node)
+                .filter_map(|pod| pod.node.as_deref()),
+        )
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+        .into_iter()
+        .map(|name| node(name, installation, controller))
+        .collect()
+}
+
+fn node(name: &str, installation: &Installation, controller: &ControllerPage) -> Node {
+    let heard = controller.nodes.iter().find(|node| node.name == name);
+    let module = |which: &str| {
+        let modules = heard.map(|node| node.modules.as_slice());
+        let module = modules
+            .unwrap_or_default()
+            .iter()
+            .find(|one| one.module == which);
+        module.map_or_else(Module::default, |one| {
+            self::module(one, &controller.version)
+        })
+    };
+    let page = installation
+        .proxies
+        .get(name)
+        .and_then(|page| page.as_ref().ok());
+    let program = installation.programs.on_node(name);
+    Node {
+        version: match (page, program) {
+            (Some(page), _) => page.version.version.clone(),
+            (None, Some(pod)) => pod.version.clone(),
+            (None, None) => String::new(),
+        },
+        proxy: module("proxy"),
+        redirect: module("redirect"),
+        pods: (controller.workloads.iter())
+            .filter(|workload| workload.node == name && workload.stage != "none")
+            .count(),
+        waiting_for: match (page, program) {
+            (Some(page), _) => page.podveil.waiting_for.clone(),
+            (None, Some(pod)) => pod.waiting.clone().into_iter().collect(),
+            (None, None) => vec!["no pod of podveil-node runs there".to_owned()],
+        },
+        name: name.to_owned(),
+    }
+}
+
+fn module(module: &ControllerModule, newest: &str) -> Module {
+    Module {
+        state: match (module.connected, module.silent) {
+            (_, true) => ModuleState::Silent,
+            (true, false) => ModuleState::Connected,
+            (false, false) => ModuleState::Disconnected,
+        },
+        heard_seconds_ago: module.heard_seconds_ago,
+        current: module.applied_version == newest,
+        bundle_sequence: module.bundle_sequence,
+        certificate_generation: module.certificate_generation,
+    }
+}
+
+fn pod(
+    workload: &ControllerWorkload,
+    proxies: &BTreeMap<String, Answered<ProxyPage>>,
+    now: SystemTime,
+) -> Pod {
+    let page = proxies
+        .get(&workload.node)
+        .and_then(|page| page.as_ref().ok());
+    let certificate = page.and_then(|page| certificate(page, &workload.identity));
+    Pod {
+        namespace: workload.namespace.clone(),
+        name: workload.name.clone(),
+        node: workload.node.clone(),
+        identity: workload.identity.clone(),
+        stage: workload.stage.clone(),
+        mode: workload.mode.clone(),
+        reason: workload.reason.clone(),
+        conditions: workload.conditions.clone(),
+        certificate: (workload.stage != "none")
+            .then(|| certificate.and_then(|certificate| held(certificate, now)))
+            .flatten(),
+        connections_older: workload.connections_older,
+        connections_captured: workload.connections_captured,
+    }
+}
+
+fn certificate<'a>(page: &'a ProxyPage, identity: &str) -> Option<&'a Certificate> {
+    (page.certificates.iter()).find(|certificate| certificate.identity == identity)
+}
+
+fn held(certificate: &Certificate, now: SystemTime) -> Option<Held> {
+    let leaf = certificate.cert_chain.first()?;
+    let seconds = |duration: Duration| duration.as_secs();
+    Some(Held {
+        age_seconds: seconds(leaf.valid_from.since(now)),
+        left_seconds: seconds(leaf.expiration_time.left(now)),
+        generation: leaf.generation,
+    })
+}
+
+fn conditions(controller: &ControllerPage) -> Vec<String> {
+    let source = controller.source.error.as_ref();
+    source
+        .map(|error| format!("the controller's source: {error}"))
+        .into_iter()
+        .chain(controller.conditions.iter().cloned())
+        .collect()
+}
+
+fn unanswered(installation: &Installation) -> Vec<String> {
+    let controller = installation.controller.as_ref().err();
+    let ca = installation.ca.as_ref().err();
+    let nodes = installation.proxies.iter().filter_map(|(node, page)| {
+        let why = page.as_ref().err()?;
+        Some(format!("the proxy on {node}: {why}"))
+    });
+    (controller
+        .map(|why| format!("the controller: {why}"))
+        .into_iter())
+    .chain(ca.map(|why| format!("the CA: {why}")))
+    .chain(nodes)
+    .collect()
+}
+
+#[cfg(test)]
+#[path = "report_tests.rs"]
+mod tests;
