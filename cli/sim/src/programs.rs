@@ -205,6 +205,7 @@ impl NodePrograms {
         // Both modules of a node share its namespace, so only one can have the ports that users know.
         let base = if module == "proxy" { 15000 } else { 15400 };
         let mut redirect = settings.redirect.clone();
+        redirect.insert("find".into(), "directory".into());
         redirect.insert("netns_dir".into(), "/run/netns".into());
         let config = json!({
             "node": node.name,

@@ -9,6 +9,7 @@ pub use environment::{OVERRIDES, PeerEnvironment, RENAMED};
 pub use host_port::HostPort;
 
 use podveil_identity::{KubernetesName, TrustDomain};
+use podveil_netns::cgroup::{CgroupError, Membership};
 use podveil_program::config::{self, ConfigError, Environment};
 use podveil_program::{HumanDuration, LogFormat};
 use schemars::JsonSchema;
@@ -66,8 +67,9 @@ pub struct NodeConfig {
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
 
-    /// Name of the cgroup that both node processes join; sockets made in it are the proxy's own, whoever sets what mark.
-    /// Default `podveil-<node>`, so that simulated nodes on one machine do not share it.
+    /// Name of a cgroup2 folder of their own that both node processes join; sockets made in it are the proxy's, whoever sets
+    /// what mark. Default: in a pod on a machine with cgroup v2 alone none, since the pod's own cgroup says the same; else
+    /// `podveil-<node>`, so that nodes on one machine do not share it.
     #[serde(default)]
     pub cgroup: Option<String>,
 
@@ -121,11 +123,25 @@ pub enum Module {
     Redirect,
 }
 
+/// How a pod's network namespace is found.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FindPods {
+    /// By a file named after the pod's uid: simulated nodes.
+    Directory,
+    /// By the pod's processes.
+    Processes,
+}
+
 /// Keys of the `redirect` module.
 #[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedirectSection {
-    /// Folder where a pod's network namespace is found under its uid. Default `/run/netns`, where `ip netns` keeps them.
+    /// How a pod's network namespace is found. Default `processes`: by the pod's processes in `/proc`, which must be the
+    /// node's own.
+    pub find: FindPods,
+    /// With `find: directory`, the folder where a pod's network namespace is the file of its uid. Default `/run/netns`, where
+    /// `ip netns` keeps them.
     pub netns_dir: PathBuf,
     /// How long listeners wait for a proxy that is not there before new connections are reset. Default 5 s: longer than a
     /// restart of the proxy, shorter than most clients' patience.
@@ -139,6 +155,7 @@ pub struct RedirectSection {
 impl Default for RedirectSection {
     fn default() -> Self {
         Self {
+            find: FindPods::Processes,
             netns_dir: "/run/netns".into(),
             hold_bound: HumanDuration(Duration::from_secs(5)),
             backlog: 4096,
@@ -249,10 +266,10 @@ impl NodeConfig {
         }
     }
 
-    pub fn cgroup_name(&self) -> String {
-        self.cgroup
-            .clone()
-            .unwrap_or_else(|| format!("podveil-{}", self.node))
+    /// # Errors
+    /// When the machine's cgroups cannot be read.
+    pub fn cgroup(&self) -> Result<Membership, CgroupError> {
+        Membership::choose(self.cgroup.as_deref(), &format!("podveil-{}", self.node))
     }
 
     /// The holder's socket; `None` in mode A.

@@ -39,6 +39,9 @@ fn main() -> anyhow::Result<()> {
     log::init(config.log);
     forbid_core_dumps();
     let module = config.module()?;
+    if module == Module::Redirect || arguments.command.is_some() {
+        podveil_netns::cgroup::enter_host_namespace()?;
+    }
     let descriptors = process::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers(&config))
@@ -72,8 +75,8 @@ async fn run(config: NodeConfig, module: Module, command: Option<Command>) -> an
         (Some(Command::Teardown), _) => redirect::teardown(&config).await,
         (None, Module::Proxy) => {
             // Before the first socket: a socket belongs to the cgroup of whoever made it.
-            podveil_netns::cgroup::join(&config.cgroup_name())
-                .context("the proxy's cgroup cannot be joined")?;
+            let joined = config.cgroup().and_then(|cgroup| cgroup.join());
+            joined.context("the proxy's cgroup cannot be joined")?;
             proxy::run(config, stop).await
         }
         (None, Module::Redirect) => redirect::run(config, stop).await,

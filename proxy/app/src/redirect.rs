@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Hosts the `redirect` module: its configuration, credentials and endpoints. What it does is in `podveil-redirect`.
 
-use crate::config::NodeConfig;
+use crate::config::{FindPods, NodeConfig};
 use crate::metrics::ProcessMetrics;
 use crate::proxy::program;
 use anyhow::Context;
 use podveil_ca_client::{Module, ProgramCredentials};
+use podveil_netns::cgroup::CgroupError;
 use podveil_program::http::{self, Answer, Routes};
-use podveil_redirect::{RedirectConfig, Status};
+use podveil_redirect::{Find, RedirectConfig, Status};
 use prometheus::Registry;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -43,7 +44,7 @@ pub async fn run(config: NodeConfig, stop: CancellationToken) -> anyhow::Result<
     let metrics = Routes::default().metrics(registry);
     serve("metrics_address", config.metrics_address, metrics).await?;
     serve("readiness_address", config.readiness_address, readiness).await?;
-    podveil_redirect::run(module(&config), credentials, status, stop)
+    podveil_redirect::run(module(&config)?, credentials, status, stop)
         .await
         .context("the redirect module cannot start")
 }
@@ -53,37 +54,48 @@ pub async fn run(config: NodeConfig, stop: CancellationToken) -> anyhow::Result<
 /// # Errors
 /// Something may be left behind; the error says where.
 pub async fn teardown(config: &NodeConfig) -> anyhow::Result<()> {
-    let pods = podveil_redirect::teardown(&module(config))
+    let pods = podveil_redirect::teardown(&module(config)?)
         .await
         .context("something is left of this node's capture")?;
     tracing::info!(pods, "capture is removed");
     Ok(())
 }
 
-fn module(config: &NodeConfig) -> RedirectConfig {
+fn module(config: &NodeConfig) -> Result<RedirectConfig, CgroupError> {
     let section = &config.redirect;
-    RedirectConfig {
+    Ok(RedirectConfig {
         node: config.node.clone(),
         xds_address: config.xds_address.to_string(),
-        cgroup: config.cgroup_name(),
-        netns_dir: section.netns_dir.clone(),
+        cgroup: config.cgroup()?,
+        find: match section.find {
+            FindPods::Directory => Find::Directory(section.netns_dir.clone()),
+            FindPods::Processes => Find::Processes,
+        },
         zds_socket: config.zds_socket.clone(),
         listeners_socket: config.listeners_socket.clone(),
         hold_bound: section.hold_bound.0,
         backlog: section.backlog,
         release_bound: section.release_bound.0,
-    }
+    })
 }
 
 fn pending(credentials: &ProgramCredentials, status: &Status) -> Vec<String> {
     let mut pending = Vec::new();
     if credentials.current().is_none() {
-        pending.push("this program has no certificate yet".to_owned());
+        pending.push(no_certificate(credentials));
     }
     if !status.synced {
         pending.push("the control plane has not told everything yet".to_owned());
     }
     pending
+}
+
+/// What a program without a certificate waits for: the CA, the roots that prove it, or its own token.
+pub(crate) fn no_certificate(credentials: &ProgramCredentials) -> String {
+    match &*credentials.last_error().borrow() {
+        Some(error) => format!("this program has no certificate yet: {error}"),
+        None => "this program has no certificate yet".to_owned(),
+    }
 }
 
 fn dump(config: &NodeConfig, status: &Status) -> Value {

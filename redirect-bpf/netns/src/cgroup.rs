@@ -2,10 +2,18 @@
 //! The cgroup2 folder whose sockets are the proxy's.
 //!
 //! nftables compares a socket with a folder by the cgroup its creator was in when it made the socket; a socket that is
-//! accepted takes the folder of its listener. Every program that makes sockets for pods therefore joins the folder
-//! before it makes the first one. On a machine with cgroup v1 the folder lies in the cgroup2 mount beside it
-//! (`/sys/fs/cgroup/unified`), which has no controllers and does not change how the process is limited.
+//! accepted takes the folder of its listener. Every program that makes sockets for pods is therefore in the folder
+//! before it makes the first one. Which folder that is:
+//!
+//! - On a machine with cgroup v1, one of our own in the cgroup2 mount beside it (`/sys/fs/cgroup/unified`), which has no
+//!   controllers and does not change how the process is limited.
+//! - On a machine with cgroup v2 alone, the cgroup of the pod that the programs' containers share. A folder of our own
+//!   would take them out of the limits on memory and CPU that their pod has, and systemd mounts the hierarchy so that a
+//!   container cannot leave its own part of it.
+//! - Outside of a pod, one of our own on either kind.
 
+use crate::pod_cgroup::pod_folder;
+use nix::sched::{CloneFlags, setns};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,7 +40,11 @@ impl CgroupPath {
 pub enum CgroupError {
     #[error("{name:?} is not a folder name: letters, digits, '-', '_' and '.', at most 64")]
     BadName { name: String },
-    #[error("cannot use cgroup {path}")]
+    #[error(
+        "the host's cgroup namespace cannot be entered (hostPID, CAP_SYS_ADMIN and CAP_SYS_PTRACE are needed)"
+    )]
+    HostNamespace(#[source] io::Error),
+    #[error("cannot use cgroup {}", path.display())]
     Io {
         path: PathBuf,
         #[source]
@@ -40,6 +52,123 @@ pub enum CgroupError {
     },
     #[error("no cgroup2 file system is mounted at or below /sys/fs/cgroup")]
     NoMount,
+    #[error("{} is not to be seen: the host's /sys/fs/cgroup must be mounted here", path.display())]
+    NotMounted { path: PathBuf },
+    #[error("this process is in cgroup {cgroup:?}, which is no pod's")]
+    NotInAPod { cgroup: String },
+}
+
+/// Which folder the node's programs share.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Membership {
+    /// One of our own, of this name, directly below the mount.
+    Folder(String),
+    /// That of the pod that this process runs in.
+    Pod,
+}
+
+impl Membership {
+    /// `configured` if there is a name; else what suits the machine, with a folder called `fallback` where it is to be one
+    /// of our own.
+    /// # Errors
+    /// See [`CgroupError`].
+    pub fn choose(configured: Option<&str>, fallback: &str) -> Result<Self, CgroupError> {
+        let unified = cgroup2_mount(&read("/proc/self/mountinfo")?) == Some("");
+        // In a namespace of its own a container does not see where it is.
+        let in_pod = pod_folder(&own_line()?).is_some() || !in_initial_namespace()?;
+        Ok(match configured {
+            Some(name) => Self::Folder(name.to_owned()),
+            None if unified && in_pod => Self::Pod,
+            None => Self::Folder(fallback.to_owned()),
+        })
+    }
+
+    /// Puts the whole process into the folder, if it is not there by itself.
+    /// # Errors
+    /// See [`CgroupError`].
+    pub fn join(&self) -> Result<(), CgroupError> {
+        match self {
+            Self::Folder(name) => join(name).map(drop),
+            Self::Pod => Ok(()),
+        }
+    }
+
+    /// The folder as nft wants it told. For a pod's the process must have entered the host's cgroup namespace, or its path
+    /// is not to be seen.
+    /// # Errors
+    /// See [`CgroupError`].
+    pub fn locate(&self) -> Result<CgroupPath, CgroupError> {
+        match self {
+            Self::Folder(name) => locate(name),
+            Self::Pod => {
+                let line = own_line()?;
+                let path = pod_folder(&line).ok_or_else(|| CgroupError::NotInAPod {
+                    cgroup: line.trim().to_owned(),
+                })?;
+                let cgroup = CgroupPath {
+                    level: path.split('/').count().try_into().unwrap_or(u32::MAX),
+                    path: path.to_owned(),
+                };
+                match cgroup.absolute().is_dir() {
+                    true => Ok(cgroup),
+                    false => Err(CgroupError::NotMounted {
+                        path: cgroup.absolute(),
+                    }),
+                }
+            }
+        }
+    }
+
+    /// Undoes [`Membership::join`], and removes the folder unless other processes are in it.
+    /// # Errors
+    /// See [`CgroupError`].
+    pub fn leave(&self) -> Result<(), CgroupError> {
+        match self {
+            Self::Folder(_) => leave(&self.locate()?),
+            Self::Pod => Ok(()),
+        }
+    }
+}
+
+/// Leaves a container's own cgroup namespace for the host's, on a machine with cgroup v2 alone: paths and levels are told
+/// as the calling thread's namespace has them, so this comes before any other thread. Does nothing elsewhere.
+/// # Errors
+/// [`CgroupError::HostNamespace`] without `hostPID`, CAP_SYS_ADMIN and CAP_SYS_PTRACE.
+pub fn enter_host_namespace() -> Result<(), CgroupError> {
+    let unified = cgroup2_mount(&read("/proc/self/mountinfo")?) == Some("");
+    if !unified || in_initial_namespace()? {
+        return Ok(());
+    }
+    let host = fs::File::open("/proc/1/ns/cgroup").map_err(CgroupError::HostNamespace)?;
+    setns(host, CloneFlags::CLONE_NEWCGROUP)
+        .map_err(|error| CgroupError::HostNamespace(error.into()))
+}
+
+/// The line of cgroup2 in this process's `/proc/self/cgroup`.
+fn own_line() -> Result<String, CgroupError> {
+    let lines = read("/proc/self/cgroup")?;
+    let line = lines.lines().find(|line| line.starts_with("0::"));
+    Ok(line.unwrap_or("0::/").to_owned())
+}
+
+/// The namespace that the machine booted with has a number of its own in every kernel (`PROC_CGROUP_INIT_INO`).
+fn in_initial_namespace() -> Result<bool, CgroupError> {
+    let path = "/proc/self/ns/cgroup";
+    match fs::read_link(path) {
+        Ok(link) => Ok(link.as_os_str() == "cgroup:[4026531835]"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(source) => Err(CgroupError::Io {
+            path: path.into(),
+            source,
+        }),
+    }
+}
+
+fn read(path: &str) -> Result<String, CgroupError> {
+    fs::read_to_string(path).map_err(|source| CgroupError::Io {
+        path: path.into(),
+        source,
+    })
 }
 
 /// Puts the whole process into the folder `name`, making it if need be.
@@ -68,10 +197,7 @@ pub fn locate(name: &str) -> Result<CgroupPath, CgroupError> {
             name: name.to_owned(),
         });
     }
-    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|source| CgroupError::Io {
-        path: "/proc/self/mountinfo".into(),
-        source,
-    })?;
+    let mounts = read("/proc/self/mountinfo")?;
     let mount = cgroup2_mount(&mounts).ok_or(CgroupError::NoMount)?;
     let path = match mount {
         "" => name.to_owned(),
@@ -104,8 +230,8 @@ pub fn leave(cgroup: &CgroupPath) -> Result<(), CgroupError> {
 
 fn enter(folder: &Path) -> Result<(), CgroupError> {
     let path = folder.join("cgroup.procs");
-    fs::write(&path, std::process::id().to_string())
-        .map_err(|source| CgroupError::Io { path, source })
+    // The writer itself, whatever number the kernel knows it by in this PID namespace.
+    fs::write(&path, "0").map_err(|source| CgroupError::Io { path, source })
 }
 
 /// Path of the first cgroup2 mount relative to [`NFT_ROOT`]; fields 5 and up of `mountinfo` (proc(5)).

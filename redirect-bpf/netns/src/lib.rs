@@ -3,15 +3,17 @@
 //!
 //! - [`NetNs`]: a namespace held by descriptor; [`NetNs::run`] does a short piece of work inside it.
 //! - [`seqpacket`]: `SOCK_SEQPACKET` Unix sockets on tokio, with descriptor passing and proof of who the peer is.
-//! - [`process`]: descriptors that another process holds.
+//! - [`process`]: another process, by pidfd, and descriptors that it holds.
 //! - [`cgroup`]: the cgroup2 folder by which the kernel tells the proxy's sockets from everybody else's.
+//! - [`pod_cgroup`]: the pod that a process belongs to, by its cgroup.
 //!
-//! Starts no task. Knows nothing of pods, protocols or rules.
+//! Starts no task. Knows nothing of protocols or rules.
 
 #![deny(unsafe_code)]
 
 pub mod cgroup;
 mod namespace;
+pub mod pod_cgroup;
 pub mod process;
 pub mod seqpacket;
 

@@ -52,12 +52,7 @@ pub struct Peer {
 impl Peer {
     /// False once the process has ended, whatever became of its number. True where the kernel gives no pidfd.
     pub fn is_alive(&self) -> bool {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        let Some(pidfd) = &self.pidfd else {
-            return true;
-        };
-        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-        matches!(poll(&mut fds, PollTimeout::ZERO), Ok(0))
+        (self.pidfd.as_ref()).is_none_or(|pidfd| crate::process::is_running(pidfd.as_fd()))
     }
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 use podveil_identity::KubernetesName;
+use podveil_netns::cgroup::Membership;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,10 +10,9 @@ pub struct RedirectConfig {
     pub node: KubernetesName,
     /// The controller, `host:port`.
     pub xds_address: String,
-    /// Name of the cgroup that both node processes join.
-    pub cgroup: String,
-    /// A pod's network namespace is the file of its uid in here.
-    pub netns_dir: PathBuf,
+    /// The cgroup that both node processes are in.
+    pub cgroup: Membership,
+    pub find: Find,
     pub zds_socket: PathBuf,
     pub listeners_socket: PathBuf,
     /// How long new connections wait in the accept queues of a proxy that is gone before they are reset.
@@ -21,4 +21,13 @@ pub struct RedirectConfig {
     pub backlog: u32,
     /// Connections that a released pod still has through the proxy are given this long.
     pub release_bound: Duration,
+}
+
+/// How pods' network namespaces are found.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Find {
+    /// A pod's is the file of its uid in here.
+    Directory(PathBuf),
+    /// A pod's is that of its oldest process in `/proc`.
+    Processes,
 }

@@ -1,73 +1,85 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Where a pod's network namespace is.
+
+mod directory;
+mod processes;
+
+use crate::config::Find;
 use podveil_model::Uid;
+use podveil_netns::process::Process;
 use podveil_netns::{NetNs, NetNsError};
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub use processes::Processes;
+
+/// One way to find the namespaces of this node's pods.
+#[derive(Debug)]
+pub enum Finder {
+    /// The namespace of a pod is the file of its uid in here: simulated nodes.
+    Directory(PathBuf),
+    /// The namespace of a pod is its oldest process's: real nodes.
+    Processes(Processes),
+}
+
+/// A pod's namespace, and why it is believed to be the pod's.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub netns: Arc<NetNs>,
+    /// The pod has this namespace at least as long as this process of it lives. `None`: one has to look again.
+    pub anchor: Option<Arc<Process>>,
+}
+
+impl Found {
+    /// Is it certain, without looking again, that the pod still has this namespace?
+    pub fn is_certain(&self) -> bool {
+        (self.anchor.as_ref()).is_some_and(|anchor| anchor.is_alive())
+    }
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum FindError {
     #[error("uid {uid:?} cannot be a file name")]
     BadUid { uid: Uid },
-    #[error("there is no network namespace at {path}")]
-    Missing { path: PathBuf },
+    /// Not there yet, or no more: the reason.
+    #[error("{what}")]
+    Missing { what: String },
     #[error("the pod's network namespace cannot be taken")]
     NetNs(#[source] NetNsError),
-    #[error("{path} is this program's own network namespace")]
+    #[error("{} is this program's own network namespace", path.display())]
     Own { path: PathBuf },
+    #[error("{} cannot be read", path.display())]
+    List {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
 }
 
-/// Opens the namespace of a pod: the file of its uid in `directory`.
-/// # Errors
-/// See [`FindError`]. The node's own namespace is never a pod's.
-pub fn find(directory: &Path, uid: &Uid) -> Result<NetNs, FindError> {
-    let name: &str = &uid.0;
-    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
-    if name.is_empty() || name.starts_with('.') || !name.chars().all(legal) {
-        return Err(FindError::BadUid { uid: uid.clone() });
-    }
-    let path = directory.join(name);
-    let netns = match NetNs::open(&path) {
-        Ok(netns) => netns,
-        Err(NetNsError::Open { source, .. }) if source.kind() == ErrorKind::NotFound => {
-            return Err(FindError::Missing { path });
-        }
-        // `ip netns` binds the namespace onto an empty file a moment after it has made that.
-        Err(NetNsError::NotANetNs) => return Err(FindError::Missing { path }),
-        Err(error) => return Err(FindError::NetNs(error)),
-    };
-    let own = NetNs::current().map_err(FindError::NetNs)?;
-    if own.id() == netns.id() {
-        return Err(FindError::Own { path });
-    }
-    Ok(netns)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_uid_that_leaves_the_directory_is_refused() {
-        for uid in ["", "..", "../net", "a/b", ".hidden", "a b"] {
-            let found = find(Path::new("/proc/self/ns"), &uid.into());
-            assert!(matches!(found, Err(FindError::BadUid { .. })), "{uid}");
+impl Finder {
+    pub fn new(find: &Find) -> Self {
+        match find {
+            Find::Directory(directory) => Self::Directory(directory.clone()),
+            Find::Processes => Self::Processes(Processes::default()),
         }
     }
 
-    #[test]
-    fn what_is_no_pods_namespace_is_refused() {
-        let directory = Path::new("/proc/self/ns");
-        assert!(matches!(
-            find(directory, &"absent".into()),
-            Err(FindError::Missing { .. })
-        ));
-        assert!(matches!(
-            find(directory, &"uts".into()),
-            Err(FindError::Missing { .. })
-        ));
-        assert!(matches!(
-            find(directory, &"net".into()),
-            Err(FindError::Own { .. })
-        ));
+    /// # Errors
+    /// See [`FindError`]. The node's own namespace is never a pod's.
+    pub async fn find(&self, uid: &Uid) -> Result<Found, FindError> {
+        match self {
+            Self::Directory(directory) => directory::find(directory, uid),
+            Self::Processes(processes) => processes.find(uid).await,
+        }
+    }
+
+    /// Every namespace that may be a pod's, each with a name for it.
+    /// # Errors
+    /// When nothing can be listed; what ends or changes meanwhile is passed over.
+    pub async fn all(&self) -> Result<Vec<(String, Found)>, FindError> {
+        match self {
+            Self::Directory(directory) => directory::all(directory),
+            Self::Processes(processes) => processes.all().await,
+        }
     }
 }

@@ -34,7 +34,7 @@ mod status;
 mod work;
 mod zds;
 
-pub use config::RedirectConfig;
+pub use config::{Find, RedirectConfig};
 pub use metrics::register;
 pub use run::{RedirectError, TeardownError, run, teardown};
 pub use status::{PodCondition, PodStatus, Status};

@@ -14,8 +14,11 @@ const VERIFY: Duration = Duration::from_secs(9);
 /// A released pod goes on taking tunnels for so long at least: peers hear of its release at different moments, and one
 /// that has not yet must not find a closed port.
 const RELEASE_GRACE: Duration = Duration::from_secs(3);
-const FIRST_RETRY: Duration = Duration::from_millis(50);
+/// A pod is bound to its node well before it has a sandbox.
+const FIRST_RETRY: Duration = Duration::from_millis(10);
 const LAST_RETRY: Duration = Duration::from_secs(5);
+/// For a pod whose namespace is not there yet: one look serves all that wait.
+const LAST_FIND: Duration = Duration::from_secs(1);
 
 /// One pod on its way under capture and out again.
 ///
@@ -192,6 +195,12 @@ impl Pod {
         self.try_now();
     }
 
+    /// Something has happened to its namespace, or to what was waited for.
+    pub fn look_now(&mut self, now: Instant) {
+        self.check_at = now;
+        self.try_now();
+    }
+
     fn try_now(&mut self) {
         self.retry_at = None;
         self.pause = FIRST_RETRY;
@@ -309,10 +318,10 @@ impl Pod {
                 if self.goal.is_none() && self.listening == Listening::No && self.stands() {
                     self.listening = Listening::GivenUp;
                 }
-                return self.fail(now, reason);
+                return self.fail(now, reason, LAST_RETRY);
             }
             Event::Missing { .. } if self.goal.is_none() => self.forget(),
-            Event::Missing { reason } => return self.fail(now, reason),
+            Event::Missing { reason } => return self.fail(now, reason, LAST_FIND),
             Event::Found { stands } => {
                 self.place = Place::Known;
                 self.standing = if stands {
@@ -346,7 +355,7 @@ impl Pod {
                     }
                     Some(Err(reason)) => {
                         self.standing = Standing::Something;
-                        return self.fail(now, reason);
+                        return self.fail(now, reason, LAST_RETRY);
                     }
                 }
             }
@@ -384,15 +393,15 @@ impl Pod {
         self.observed = Observed::default();
     }
 
-    fn fail(&mut self, now: Instant, reason: String) {
+    fn fail(&mut self, now: Instant, reason: String, last: Duration) {
         // A change of the fence that failed half-way, or rules that do not match: write everything again.
         if self.stands() {
             self.standing = Standing::Something;
             self.verified = false;
         }
         self.failure = Some(reason.into());
-        self.retry_at = Some(now + self.pause);
-        self.pause = (self.pause * 2).min(LAST_RETRY);
+        self.retry_at = Some(now + self.pause.min(last));
+        self.pause = (self.pause * 2).min(last);
     }
 
     /// What the controller is told, and why it is not better.

@@ -284,22 +284,23 @@ fn a_clean_pod_that_nobody_wants_is_left_alone() {
 
 #[test]
 fn failures_are_tried_again_with_growing_pauses() {
-    let mut world = World::new();
-    world.pod.set_goal(Some(capture()), true);
-    let mut pauses = Vec::new();
-    for _ in 0..9 {
-        world.does(
-            Action::Find,
-            Event::Missing {
-                reason: "there is no network namespace".into(),
-            },
-        );
-        let Next::At(at) = world.next() else {
-            panic!("no pause");
-        };
-        pauses.push((at - world.now).as_millis());
-        world.now = at;
+    let reason = || "there is no network namespace".to_owned();
+    let failed: fn(String) -> Event = |reason| Event::Failed { reason };
+    let missing: fn(String) -> Event = |reason| Event::Missing { reason };
+    for (event, last) in [(failed, [2560, 5000, 5000]), (missing, [1000, 1000, 1000])] {
+        let mut world = World::new();
+        world.pod.set_goal(Some(capture()), true);
+        let mut pauses = Vec::new();
+        for _ in 0..11 {
+            world.does(Action::Find, event(reason()));
+            let Next::At(at) = world.next() else {
+                panic!("no pause");
+            };
+            pauses.push((at - world.now).as_millis());
+            world.now = at;
+        }
+        assert_eq!(pauses[..7], [10, 20, 40, 80, 160, 320, 640]);
+        assert_eq!(pauses[8..], last);
+        assert_eq!(*world.pod.condition().1, *reason());
     }
-    assert_eq!(pauses, [50, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
-    assert_eq!(&*world.pod.condition().1, "there is no network namespace");
 }

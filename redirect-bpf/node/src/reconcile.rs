@@ -4,6 +4,7 @@
 
 use crate::cluster::Cluster;
 use crate::config::RedirectConfig;
+use crate::finder::{Finder, Found};
 use crate::holder::{self, Held};
 use crate::listeners::PodListeners;
 use crate::pod::{Acceptance, Action, Event, Next, Pod};
@@ -12,7 +13,6 @@ use crate::zds::{Offer, Offers, Proxy, Taking};
 use crate::{PodStatus, Status};
 use podveil_apply::{Backend, Connection};
 use podveil_model::{Uid, Workload};
-use podveil_netns::NetNs;
 use podveil_netns::seqpacket::Peer;
 use podveil_plan::{Capture, Fence};
 use podveil_xds_client::{Acknowledge, Batch, Client, ResourceType};
@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// Pieces of work at once: each runs a few short programs.
@@ -40,6 +40,7 @@ pub struct Links {
 pub struct Reconciler<B> {
     config: RedirectConfig,
     backend: Arc<B>,
+    finder: Arc<Finder>,
     links: Links,
     stop: CancellationToken,
     cluster: Cluster,
@@ -54,6 +55,8 @@ pub struct Reconciler<B> {
     last_proxy: Option<Arc<Peer>>,
     workers: Arc<Semaphore>,
     work: JoinSet<(Uid, u64, Done)>,
+    /// Each ends with the process that tied a pod to its namespace.
+    ends: JoinSet<(Uid, u64)>,
 }
 
 /// A batch that counts as in use when every fence has its generation.
@@ -69,12 +72,26 @@ struct Entry {
     /// Tells work for this entry from work for one before it.
     id: u64,
     workload: Arc<Workload>,
-    netns: Option<Arc<NetNs>>,
+    place: Option<Place>,
     listeners: Option<(Arc<PodListeners>, CancellationToken)>,
     /// Of the offer to the proxy.
     offer: u64,
     older: BTreeSet<Connection>,
     fence: Arc<Fence>,
+}
+
+/// The pod's namespace, and who waits for the end of the process that it was found by.
+struct Place {
+    found: Found,
+    watch: Option<AbortHandle>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(watch) = &self.watch {
+            watch.abort();
+        }
+    }
 }
 
 impl Drop for Entry {
@@ -96,7 +113,7 @@ impl Entry {
             name: self.workload.name.clone(),
             namespace: identity.namespace.as_str().into(),
             service_account: identity.service_account.as_str().into(),
-            netns: self.netns.clone()?,
+            netns: self.place.as_ref()?.found.netns.clone(),
             generation: self.offer,
         }))
     }
@@ -117,6 +134,7 @@ impl<B: Backend> Reconciler<B> {
     ) -> Self {
         Self {
             cluster: Cluster::new(config.node.clone()),
+            finder: Arc::new(Finder::new(&config.find)),
             config,
             backend,
             links,
@@ -131,6 +149,7 @@ impl<B: Backend> Reconciler<B> {
             last_proxy: None,
             workers: Arc::new(Semaphore::new(WORKERS)),
             work: JoinSet::new(),
+            ends: JoinSet::new(),
         }
     }
 
@@ -149,6 +168,12 @@ impl<B: Backend> Reconciler<B> {
                     Ok((uid, id, done)) => self.done(&uid, id, done),
                     Err(error) => tracing::error!(%error, "a piece of work was lost"),
                 },
+                Some(ended) = self.ends.join_next() => {
+                    // Else nobody asks any more.
+                    if let Ok((uid, id)) = ended {
+                        self.process_ended(&uid, id);
+                    }
+                }
                 Ok(()) = self.links.proxy.changed() => self.proxy_changed(),
                 Ok(()) = self.links.xds.status.changed() => {}
                 () = tokio::time::sleep_until(wake.into()) => {}
@@ -188,13 +213,17 @@ impl<B: Backend> Reconciler<B> {
                     pod: Pod::new(now),
                     id: self.generation,
                     workload: workload.clone(),
-                    netns: None,
+                    place: None,
                     listeners: None,
                     offer: 0,
                     older: BTreeSet::new(),
                     fence: Arc::default(),
                 }
             });
+            if entry.workload.addresses != workload.addresses {
+                // It has a sandbox now, or another one.
+                entry.pod.look_now(now);
+            }
             entry.workload = workload.clone();
             let goal = Capture::wanted(workload, entry.pod.stands())
                 .filter(|capture| capture.phase == podveil_plan::Phase::Capturing);
@@ -268,7 +297,7 @@ impl<B: Backend> Reconciler<B> {
         self.links.held.remove(uid);
         if let Some(entry) = self.pods.get_mut(uid) {
             entry.close_listeners();
-            entry.netns = None;
+            entry.place = None;
             entry.older.clear();
             entry.pod.on(now, Event::Forgotten);
         }
@@ -279,8 +308,8 @@ impl<B: Backend> Reconciler<B> {
             return;
         };
         let (backend, fence) = (self.backend.clone(), self.fence.clone());
-        let directory = self.config.netns_dir.clone();
-        let netns = entry.netns.clone();
+        let finder = self.finder.clone();
+        let found = entry.place.as_ref().map(|place| place.found.clone());
         let (older, stands) = (entry.older.clone(), entry.fence.clone());
         let backlog = self.config.backlog;
         let proxy = self.links.proxy.borrow().peer.clone();
@@ -289,19 +318,19 @@ impl<B: Backend> Reconciler<B> {
         tracing::debug!(%uid, ?action, "pod");
         self.work.spawn(async move {
             let _worker = workers.acquire_owned().await;
-            let done = match (action, netns) {
-                (Action::Find, _) => work::look_for(backend, directory, uid.clone()).await,
-                (Action::Listen, Some(netns)) => work::listen(netns, backlog, proxy).await,
-                (Action::Apply(capture), Some(netns)) => {
-                    work::apply(backend, netns, capture, fence).await
+            let done = match (action, found) {
+                (Action::Find, _) => work::look_for(backend, finder, uid.clone()).await,
+                (Action::Listen, Some(found)) => work::listen(found.netns, backlog, proxy).await,
+                (Action::Apply(capture), Some(found)) => {
+                    work::apply(backend, found.netns, capture, fence).await
                 }
-                (Action::ChangeFence, Some(netns)) => {
-                    work::change_fence(backend, netns, stands, fence).await
+                (Action::ChangeFence, Some(found)) => {
+                    work::change_fence(backend, found.netns, stands, fence).await
                 }
-                (Action::Check { verify }, Some(netns)) => {
-                    work::check(backend, directory, uid.clone(), netns, older, verify).await
+                (Action::Check { verify }, Some(found)) => {
+                    work::check(backend, finder, uid.clone(), found, older, verify).await
                 }
-                (Action::Remove, Some(netns)) => work::remove(backend, netns).await,
+                (Action::Remove, Some(found)) => work::remove(backend, found.netns).await,
                 (Action::Forget, _) => Event::Forgotten.into(),
                 (_, None) => Event::Replaced.into(),
             };
@@ -326,12 +355,24 @@ impl<B: Backend> Reconciler<B> {
                 tracing::info!(%uid, "a pod has another network namespace");
                 self.links.held.remove(uid);
                 entry.close_listeners();
-                entry.netns = None;
+                entry.place = None;
             }
             _ => {}
         }
-        if let Some(netns) = done.netns {
-            entry.netns = Some(netns);
+        if let Some(found) = done.found {
+            tracing::debug!(%uid, netns = %found.netns.id(), anchor = ?found.anchor, "a pod's namespace is found");
+            let watch = found.anchor.clone().map(|anchor| {
+                let uid = uid.clone();
+                self.ends.spawn(async move {
+                    if let Err(error) = anchor.ended().await {
+                        // The periodic check looks as well.
+                        tracing::warn!(%uid, %error, "a pod's process cannot be watched");
+                        std::future::pending().await
+                    }
+                    (uid, id)
+                })
+            });
+            entry.place = Some(Place { found, watch });
         }
         if let Some(listeners) = done.listeners {
             let stop = self.stop.child_token();
@@ -357,6 +398,12 @@ impl<B: Backend> Reconciler<B> {
         // A draining pod is kept under capture only if it was.
         if stood != entry.pod.stands() {
             self.set_goals();
+        }
+    }
+
+    fn process_ended(&mut self, uid: &Uid, id: u64) {
+        if let Some(entry) = self.pods.get_mut(uid).filter(|entry| entry.id == id) {
+            entry.pod.look_now(now());
         }
     }
 

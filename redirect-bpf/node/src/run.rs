@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::config::RedirectConfig;
+use crate::finder::{FindError, Finder};
 use crate::holder::{self, Held};
 use crate::reconcile::{Links, Reconciler};
 use crate::reports::Reporter;
@@ -8,10 +9,9 @@ use crate::zds::{self, Proxy};
 use podveil_apply::{ApplyError, Backend, Nftables};
 use podveil_ca_client::{ProgramCredentials, transport};
 use podveil_identity::ProgramIdentity;
-use podveil_netns::cgroup::{self, CgroupError};
-use podveil_netns::{NetNs, seqpacket};
+use podveil_netns::cgroup::{CgroupError, Membership};
+use podveil_netns::seqpacket;
 use podveil_xds_client::{Client, NodeInfo};
-use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -39,20 +39,16 @@ pub enum RedirectError {
 /// Why something may be left behind.
 #[derive(Debug, thiserror::Error)]
 pub enum TeardownError {
-    #[error("capture could not be removed from {path}")]
+    #[error("capture could not be removed from {place}")]
     Apply {
-        path: PathBuf,
+        place: String,
         #[source]
         source: ApplyError,
     },
     #[error("the proxy's cgroup cannot be removed")]
     Cgroup(#[from] CgroupError),
-    #[error("cannot list {path}")]
-    List {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error("the pods of this node cannot be listed")]
+    List(#[source] FindError),
 }
 
 /// Runs the module until `stop`, publishing its state in `status`. Joins the proxy's cgroup first, since every socket
@@ -65,7 +61,8 @@ pub async fn run(
     status: watch::Sender<Status>,
     stop: CancellationToken,
 ) -> Result<(), RedirectError> {
-    let cgroup = cgroup::join(&config.cgroup)?;
+    config.cgroup.join()?;
+    let cgroup = config.cgroup.locate()?;
     let bind = |path: &PathBuf| {
         seqpacket::Listener::bind(path).map_err(|source| RedirectError::Socket {
             path: path.clone(),
@@ -134,40 +131,37 @@ pub async fn run(
     Ok(())
 }
 
-/// Removes capture from every namespace in `netns_dir` that is this node's, and the node's cgroup. Connections that the
-/// proxy carries break. For uninstalling, with both node processes stopped.
+/// Removes capture from every pod's namespace on this node, and the node's cgroup. Connections that the proxy carries
+/// break. For uninstalling, with both node processes stopped: asks neither of them, nor the control plane.
 /// # Errors
 /// The first thing that could not be removed, after everything else has been.
 pub async fn teardown(config: &RedirectConfig) -> Result<usize, TeardownError> {
-    let cgroup = cgroup::locate(&config.cgroup)?;
-    let backend = Nftables::new(cgroup.clone());
-    let listing = fs::read_dir(&config.netns_dir).map_err(|source| TeardownError::List {
-        path: config.netns_dir.clone(),
-        source,
-    })?;
-    let own = NetNs::current().map(|own| own.id());
+    let cgroup = config.cgroup.locate()?;
+    let backend = Nftables::new(cgroup);
+    let finder = Finder::new(&config.find);
     let mut removed = 0;
     let mut first_error = None;
-    for path in listing.flatten().map(|entry| entry.path()) {
-        let Ok(netns) = NetNs::open(&path) else {
-            continue;
+    for (place, found) in finder.all().await.map_err(TeardownError::List)? {
+        let netns = &found.netns;
+        let ours = match config.cgroup {
+            // Simulated nodes see each other's pods.
+            Membership::Folder(_) => backend.owns(netns).await,
+            // The pod that wrote the rules may have been another one than ours.
+            Membership::Pod => backend.stands(netns).await,
         };
-        if own.as_ref().is_ok_and(|own| *own == netns.id()) {
-            continue;
-        }
-        let result = match backend.owns(&netns).await {
-            Ok(true) => backend.remove(&netns).await.map(|()| true),
+        let result = match ours {
+            Ok(true) => backend.remove(netns).await.map(|()| true),
             other => other,
         };
         match result {
             Ok(true) => removed += 1,
             Ok(false) => {}
             Err(source) => {
-                first_error.get_or_insert(TeardownError::Apply { path, source });
+                first_error.get_or_insert(TeardownError::Apply { place, source });
             }
         }
     }
-    cgroup::leave(&cgroup)?;
+    config.cgroup.leave()?;
     match first_error {
         Some(error) => Err(error),
         None => Ok(removed),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The pieces of work that pods ask for. Each runs as a task of its own and ends with a [`Done`].
 
-use crate::finder::{FindError, find};
+use crate::finder::{FindError, Finder, Found};
 use crate::listeners::PodListeners;
 use crate::pod::Event;
 use podveil_apply::{ApplyError, Backend, Connection};
@@ -11,14 +11,13 @@ use podveil_netns::seqpacket::Peer;
 use podveil_plan::{Capture, Fence};
 use std::collections::BTreeSet;
 use std::error::Error;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 /// What a piece of work leaves behind, beside what the pod is told.
 #[derive(Debug)]
 pub struct Done {
     pub event: Event,
-    pub netns: Option<Arc<NetNs>>,
+    pub found: Option<Found>,
     pub listeners: Option<Arc<PodListeners>>,
     pub older: Option<BTreeSet<Connection>>,
     pub fence: Option<Arc<Fence>>,
@@ -28,7 +27,7 @@ impl From<Event> for Done {
     fn from(event: Event) -> Self {
         Self {
             event,
-            netns: None,
+            found: None,
             listeners: None,
             older: None,
             fence: None,
@@ -60,18 +59,18 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
-pub async fn look_for<B: Backend>(backend: Arc<B>, directory: PathBuf, uid: Uid) -> Done {
-    let netns = match find(&directory, &uid) {
-        Ok(netns) => netns,
+pub async fn look_for<B: Backend>(backend: Arc<B>, finder: Arc<Finder>, uid: Uid) -> Done {
+    let found = match finder.find(&uid).await {
+        Ok(found) => found,
         Err(error @ FindError::Missing { .. }) => {
             let reason = chain(&error);
             return Event::Missing { reason }.into();
         }
         Err(error) => return failed(&error),
     };
-    match backend.stands(&netns).await {
+    match backend.stands(&found.netns).await {
         Ok(stands) => Done {
-            netns: Some(Arc::new(netns)),
+            found: Some(found),
             ..Event::Found { stands }.into()
         },
         Err(error) => error.into(),
@@ -130,27 +129,39 @@ pub async fn change_fence<B: Backend>(
     }
 }
 
+/// Looks at what stands and what is open in the namespace that the pod is believed to have.
 pub async fn check<B: Backend>(
     backend: Arc<B>,
-    directory: PathBuf,
+    finder: Arc<Finder>,
     uid: Uid,
-    netns: Arc<NetNs>,
+    held: Found,
     mut older: BTreeSet<Connection>,
     verify: Option<Capture>,
 ) -> Done {
-    if verify.is_some() && find(&directory, &uid).is_ok_and(|found| found.id() != netns.id()) {
-        return Event::Replaced.into();
+    let mut again = None;
+    if !held.is_certain() && (held.anchor.is_some() || verify.is_some()) {
+        again = match finder.find(&uid).await {
+            // Both are open, so that the number of neither can have been used again.
+            Ok(found) if found.netns.id() == held.netns.id() => Some(found),
+            Ok(_) => return Event::Replaced.into(),
+            Err(FindError::Missing { .. }) if held.anchor.is_some() => {
+                return Event::Replaced.into();
+            }
+            Err(_) => None,
+        };
     }
+    let netns = &held.netns;
     let verified = match verify {
-        Some(capture) => Some(backend.verify(&netns, &capture).await),
+        Some(capture) => Some(backend.verify(netns, &capture).await),
         None => None,
     };
     let verified = verified.map(|result| result.map_err(|error| chain(&error)));
     if let Some(Err(reason)) = verified {
         return Event::Failed { reason }.into();
     }
-    match backend.observe(&netns, &mut older).await {
+    match backend.observe(netns, &mut older).await {
         Ok(observed) => Done {
+            found: again,
             older: Some(older),
             ..Event::Checked { observed, verified }.into()
         },

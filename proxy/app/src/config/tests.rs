@@ -23,12 +23,18 @@ fn load(text: &str, variables: &[(&str, &str)]) -> Result<NodeConfig, String> {
 fn a_node_name_is_enough() {
     let config = load("node: n1\n", &[]).unwrap();
     assert_eq!(config.module().unwrap(), Module::Proxy);
-    assert_eq!(config.cgroup_name(), "podveil-n1");
     assert_eq!(config.proxy.hold_bound.0, Duration::from_secs(5));
     assert_eq!(
         config.holder(),
         Some(Path::new("/var/run/podveil/listeners.sock"))
     );
+}
+
+#[test]
+fn a_cgroup_of_ones_own_is_what_the_file_says() {
+    let config = load("node: n1\ncgroup: mine\n", &[]).unwrap();
+    let expected = Membership::Folder("mine".to_owned());
+    assert_eq!(config.cgroup().unwrap(), expected);
 }
 
 #[test]

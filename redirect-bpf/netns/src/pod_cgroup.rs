@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which pod a process belongs to, read off `/proc/<pid>/cgroup`.
+//!
+//! The kubelet names a pod's cgroup after the pod's UID, below a folder `kubepods`: with the `cgroupfs` driver
+//! `kubepods/<qos>/pod<UID>`, with `systemd` a slice `kubepods-<qos>-pod<UID>.slice` whose UID has `_` for `-` (the dash
+//! separates slices). Both may lie below a `--cgroup-root`. cgroup v1 has a line for each hierarchy, v2 one line.
+
+/// The UID of the pod in whose cgroup the process is, given its `/proc/<pid>/cgroup`. `None` if it is in none, or if its
+/// hierarchies disagree.
+pub fn pod_uid(cgroup: &str) -> Option<String> {
+    let mut uids = cgroup.lines().filter_map(uid_in_line);
+    let uid = uids.next()?;
+    uids.all(|other| other == uid).then_some(uid)
+}
+
+/// The path of that pod's own cgroup, which holds those of its containers: relative to the hierarchy, without a leading
+/// slash. For the one line of cgroup v2.
+pub fn pod_folder(line: &str) -> Option<&str> {
+    pod_in_line(line).map(|(folder, _)| folder)
+}
+
+fn uid_in_line(line: &str) -> Option<String> {
+    pod_in_line(line).map(|(_, uid)| uid)
+}
+
+/// `<hierarchy>:<controllers>:<path>` (cgroups(7)). Of several pods in one path the outermost counts: the others are a
+/// cluster that runs inside it.
+fn pod_in_line(line: &str) -> Option<(&str, String)> {
+    let path = line.splitn(3, ':').nth(2)?.strip_prefix('/')?;
+    let mut under_kubepods = false;
+    let mut end = 0;
+    for part in path.split('/') {
+        end += part.len();
+        let uid = match part.strip_suffix(".slice") {
+            Some(slice) => {
+                let (parents, uid) = slice.rsplit_once("-pod").unwrap_or((slice, ""));
+                let ours = parents.split('-').any(|parent| parent == "kubepods");
+                ours.then(|| uid.replace('_', "-"))
+            }
+            None if under_kubepods => part.strip_prefix("pod").map(str::to_owned),
+            None => None,
+        };
+        if let Some(uid) = uid.filter(|uid| is_uid(uid)) {
+            return Some((path.get(..end)?, uid));
+        }
+        under_kubepods |= part == "kubepods";
+        // The slash.
+        end += 1;
+    }
+    None
+}
+
+/// A UUID, or for a pod from a file on the node 32 digits without dashes.
+fn is_uid(uid: &str) -> bool {
+    let digits = uid.bytes().filter(u8::is_ascii_hexdigit).count();
+    let dashes = uid.bytes().filter(|byte| *byte == b'-').count();
+    digits == 32 && digits + dashes == uid.len() && matches!(dashes, 0 | 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UID: &str = "7c7a6d9e-3f0b-4a39-9b1c-2f6f0c8d51aa";
+
+    /// `/proc/<pid>/cgroup` as each kind of node has it, `# pod: <uid or none>` in the first line.
+    const KINDS: [(&str, &str); 8] = [
+        (
+            "v1-cgroupfs",
+            include_str!("../testdata/cgroup/v1-cgroupfs.txt"),
+        ),
+        (
+            "v1-cgroupfs-below-a-root",
+            include_str!("../testdata/cgroup/v1-cgroupfs-below-a-root.txt"),
+        ),
+        (
+            "v1-systemd-docker",
+            include_str!("../testdata/cgroup/v1-systemd-docker.txt"),
+        ),
+        (
+            "v2-cgroupfs",
+            include_str!("../testdata/cgroup/v2-cgroupfs.txt"),
+        ),
+        (
+            "v2-systemd-containerd",
+            include_str!("../testdata/cgroup/v2-systemd-containerd.txt"),
+        ),
+        (
+            "v2-systemd-crio-guaranteed",
+            include_str!("../testdata/cgroup/v2-systemd-crio-guaranteed.txt"),
+        ),
+        ("v2-kind", include_str!("../testdata/cgroup/v2-kind.txt")),
+        (
+            "v2-host-service",
+            include_str!("../testdata/cgroup/v2-host-service.txt"),
+        ),
+    ];
+
+    #[test]
+    fn the_pod_of_a_process_is_told_by_its_cgroup() {
+        for (name, file) in KINDS {
+            let (head, lines) = file.split_once('\n').unwrap();
+            let expected = head.strip_prefix("# pod: ").unwrap();
+            let found = pod_uid(lines);
+            assert_eq!(found.as_deref().unwrap_or("none"), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_pods_own_cgroup_is_the_one_above_its_containers() {
+        let slice = "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod7c7a6d9e_3f0b_4a39_9b1c_2f6f0c8d51aa.slice";
+        let line = format!("0::/{slice}/cri-containerd-9d1d.scope");
+        assert_eq!(pod_folder(&line), Some(slice));
+        let folder = format!("kubepods/pod{UID}");
+        assert_eq!(pod_folder(&format!("0::/{folder}/9d1d/x")), Some(&*folder));
+        assert_eq!(pod_folder(&format!("0::/{folder}")), Some(&*folder));
+        assert_eq!(pod_folder("0::/system.slice/containerd.service"), None);
+    }
+
+    #[test]
+    fn what_only_looks_like_a_pods_cgroup_is_none() {
+        for line in [
+            "",
+            "0::",
+            "0::/",
+            "garbage",
+            &format!("0::/pod{UID}"),
+            &format!("0::/user.slice/pod{UID}"),
+            &format!("0::/mykubepods-pod{}.slice", UID.replace('-', "_")),
+            "0::/kubepods/pod",
+            "0::/kubepods/pod../../etc",
+            "0::/kubepods/burstable/podxyz/abc",
+        ] {
+            assert_eq!(pod_uid(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_inside_a_pod_belongs_to_that_pod() {
+        let inner = UID.replace('7', "8");
+        let line =
+            format!("0::/kubepods/burstable/pod{UID}/abc/kubepods/besteffort/pod{inner}/def");
+        assert_eq!(pod_uid(&line).as_deref(), Some(UID));
+    }
+
+    #[test]
+    fn hierarchies_that_disagree_name_no_pod() {
+        let other = UID.replace('7', "8");
+        let lines = format!("4:memory:/kubepods/pod{UID}/a\n3:cpu:/kubepods/pod{other}/a\n");
+        assert_eq!(pod_uid(&lines), None);
+    }
+}

@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Pods by their processes in `/proc`, which must be the node's (`hostPID`).
+
+use super::{FindError, Found};
+use podveil_model::Uid;
+use podveil_netns::pod_cgroup::pod_uid;
+use podveil_netns::process::{self, Process};
+use podveil_netns::{NetNs, NetNsError, NetNsId};
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::Mutex;
+
+/// How many of a pod's processes are tried when the oldest ones end under our hands.
+const MAX_TRIED: usize = 4;
+
+/// Looks through all processes of the node, once for everybody who asks at the same time.
+#[derive(Debug, Default)]
+pub struct Processes {
+    newest: Mutex<Option<Scan>>,
+}
+
+/// Who was there at one moment.
+#[derive(Debug)]
+struct Scan {
+    begun: Instant,
+    pods: Arc<HashMap<String, Vec<Member>>>,
+}
+
+/// A process of a pod: by number and start time, so that another one under the same number is told from it. In the
+/// order of age.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+struct Member {
+    start_ticks: u64,
+    pid: i32,
+}
+
+/// Why a process does not lead to its pod's namespace.
+#[derive(Debug, thiserror::Error)]
+enum MemberError {
+    #[error("process {pid} has ended")]
+    Ended { pid: i32 },
+    /// The container runtime starts a sandbox's process in the node's namespace and moves it from there.
+    #[error("process {pid} is still in the node's network namespace")]
+    Host { pid: i32 },
+    #[error(transparent)]
+    NetNs(#[from] NetNsError),
+}
+
+impl Processes {
+    /// The namespace of the pod's oldest process: that of its sandbox, which is there before every container and cannot be
+    /// feigned by one.
+    pub async fn find(&self, uid: &Uid) -> Result<Found, FindError> {
+        let pods = self.pods().await?;
+        let Some(members) = pods.get(&*uid.0) else {
+            return Err(FindError::Missing {
+                what: "no process of the pod runs on this node".to_owned(),
+            });
+        };
+        open_oldest(&uid.0, members)
+    }
+
+    /// Of every pod on the machine that has a namespace of its own.
+    pub async fn all(&self) -> Result<Vec<(String, Found)>, FindError> {
+        let pods = self.pods().await?;
+        let open = |(uid, members): (&String, &Vec<Member>)| {
+            let found = open_oldest(uid, members).ok()?;
+            Some((format!("pod {uid}"), found))
+        };
+        Ok(pods.iter().filter_map(open).collect())
+    }
+
+    /// A look that began after the call. One is under way at a time; those who ask meanwhile share the next one.
+    async fn pods(&self) -> Result<Arc<HashMap<String, Vec<Member>>>, FindError> {
+        let asked = Instant::now();
+        let mut newest = self.newest.lock().await;
+        if let Some(scan) = newest.as_ref().filter(|scan| scan.begun >= asked) {
+            return Ok(scan.pods.clone());
+        }
+        let begun = Instant::now();
+        let scanned = tokio::task::spawn_blocking(scan).await;
+        let pods = scanned
+            .unwrap_or_else(|error| Err(io::Error::other(error)))
+            .map_err(|source| FindError::List {
+                path: "/proc".into(),
+                source,
+            })?;
+        let pods = Arc::new(pods);
+        *newest = Some(Scan {
+            begun,
+            pods: pods.clone(),
+        });
+        Ok(pods)
+    }
+}
+
+fn scan() -> io::Result<HashMap<String, Vec<Member>>> {
+    let mut pods: HashMap<String, Vec<Member>> = HashMap::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // One that ends meanwhile is nobody's.
+        if let Some(uid) = pod_of(pid)
+            && let Ok(start_ticks) = process::start_time(pid)
+        {
+            let member = Member { start_ticks, pid };
+            pods.entry(uid).or_default().push(member);
+        }
+    }
+    for members in pods.values_mut() {
+        members.sort_unstable();
+    }
+    Ok(pods)
+}
+
+fn open_oldest(uid: &str, members: &[Member]) -> Result<Found, FindError> {
+    let mut what = String::new();
+    for member in members.iter().take(MAX_TRIED) {
+        match open(uid, *member) {
+            Ok(found) => return Ok(found),
+            Err(MemberError::NetNs(error)) => return Err(FindError::NetNs(error)),
+            Err(error) => what = error.to_string(),
+        }
+    }
+    Err(FindError::Missing { what })
+}
+
+fn pod_of(pid: i32) -> Option<String> {
+    pod_uid(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?)
+}
+
+/// Opens the member's namespace. What the scan said is read again afterwards, while the process is held by its pidfd:
+/// then it was true when the namespace was opened.
+fn open(uid: &str, member: Member) -> Result<Found, MemberError> {
+    let Member { start_ticks, pid } = member;
+    let ended = || MemberError::Ended { pid };
+    let held = Process::open(pid).map_err(|_| ended())?;
+    let netns = match NetNs::open(format!("/proc/{pid}/ns/net")) {
+        Err(NetNsError::Open { .. }) if !held.is_alive() => return Err(ended()),
+        opened => opened?,
+    };
+    let same = pod_of(pid).as_deref() == Some(uid)
+        && process::start_time(pid).is_ok_and(|start| start == start_ticks)
+        && held.is_alive();
+    if !same {
+        return Err(ended());
+    }
+    if is_hosts(netns.id())? {
+        return Err(MemberError::Host { pid });
+    }
+    Ok(Found {
+        netns: Arc::new(netns),
+        anchor: Some(Arc::new(held)),
+    })
+}
+
+/// Our own, or that of the machine's first process, which is another one where the node itself is a container. A first
+/// process that may not be looked at is none of the node's: there we are in a container with the node.
+fn is_hosts(id: NetNsId) -> Result<bool, NetNsError> {
+    let first = NetNs::open("/proc/1/ns/net").ok();
+    Ok(id == NetNs::current()?.id() || first.is_some_and(|first| first.id() == id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::{Path, PathBuf};
+    use std::process::{Child, Command};
+    use std::time::Duration;
+
+    /// A folder in the machine's cgroup2 hierarchy with a process in it, as a kubelet and a runtime leave them.
+    struct Pod {
+        uid: String,
+        root: PathBuf,
+        children: Vec<Child>,
+    }
+
+    impl Pod {
+        fn new(uid: &str) -> Self {
+            let root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+                .map(Path::new)
+                .into_iter()
+                .find(|path| path.join("cgroup.controllers").exists())
+                .unwrap()
+                .join(format!("podveil-finder-{}-{uid}", std::process::id()));
+            let pod = Self {
+                uid: uid.to_owned(),
+                root,
+                children: Vec::new(),
+            };
+            fs::create_dir_all(pod.folder()).unwrap();
+            pod
+        }
+
+        fn folder(&self) -> PathBuf {
+            let pod = format!("kubepods/besteffort/pod{}/sandbox", self.uid);
+            self.root.join(pod)
+        }
+
+        /// The process joins the folder before anything else, so that it is never seen elsewhere.
+        fn start(&mut self, command: &str) -> i32 {
+            let procs = self.folder().join("cgroup.procs");
+            let script = format!("echo $$ > {} && exec {command}", procs.display());
+            let child = Command::new("sh").args(["-c", &script]).spawn().unwrap();
+            let pid = child.id() as i32;
+            self.children.push(child);
+            pid
+        }
+
+        fn kill(&mut self) {
+            for mut child in self.children.drain(..) {
+                child.kill().unwrap();
+                child.wait().unwrap();
+            }
+        }
+    }
+
+    impl Drop for Pod {
+        fn drop(&mut self) {
+            self.kill();
+            let mut folder = self.folder();
+            while folder.starts_with(&self.root) {
+                let _gone = fs::remove_dir(&folder);
+                folder.pop();
+            }
+        }
+    }
+
+    async fn eventually(processes: &Processes, uid: &Uid) -> Found {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match processes.find(uid).await {
+                Ok(found) => return found,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    #[ignore = "netns"]
+    async fn a_pod_is_found_by_its_oldest_process() {
+        let uid = "5a7e0b52-63d0-4a83-93a4-20b7a7e7ad01";
+        let mut pod = Pod::new(uid);
+        let processes = Processes::default();
+        let uid = Uid::from(uid);
+        assert!(matches!(
+            processes.find(&uid).await,
+            Err(FindError::Missing { .. })
+        ));
+        let sandbox = pod.start("unshare --net sleep 60");
+        let found = eventually(&processes, &uid).await;
+        let anchor = found.anchor.unwrap();
+        assert_eq!(anchor.pid(), sandbox);
+        assert_ne!(found.netns.id(), NetNs::current().unwrap().id());
+        // A younger process with a namespace of its own does not take the pod over.
+        pod.start("unshare --net sleep 60");
+        let again = processes.find(&uid).await.unwrap();
+        assert_eq!(again.netns.cookie().unwrap(), found.netns.cookie().unwrap());
+        pod.kill();
+        anchor.ended().await.unwrap();
+        assert!(matches!(
+            processes.find(&uid).await,
+            Err(FindError::Missing { .. })
+        ));
+    }
+
+    #[tokio::test]
+    #[ignore = "netns"]
+    async fn a_process_in_the_nodes_namespace_is_no_pods() {
+        let uid = "5a7e0b52-63d0-4a83-93a4-20b7a7e7ad02";
+        let mut pod = Pod::new(uid);
+        let pid = pod.start("sleep 60");
+        let processes = Processes::default();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let expected = MemberError::Host { pid }.to_string();
+        loop {
+            match processes.find(&Uid::from(uid)).await {
+                Err(FindError::Missing { what }) if what == expected => return,
+                found => assert!(Instant::now() < deadline, "{found:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn those_who_ask_together_share_a_scan() {
+        let processes = Processes::default();
+        let first = processes.pods().await.unwrap();
+        let (two, three, four) = tokio::join!(processes.pods(), processes.pods(), processes.pods());
+        assert!(!Arc::ptr_eq(&first, two.as_ref().unwrap()));
+        assert!(Arc::ptr_eq(&three.unwrap(), &four.unwrap()));
+    }
+}
