@@ -49,7 +49,6 @@ impl Keys {
     }
 
     /// `<name>.crt` and `<name>.key`, for a client that Kubernetes knows as this user of this group.
-    #[expect(dead_code, reason = "the kubelets of the whole cluster need it")]
     pub(crate) fn client(&self, name: &str, user: &str, group: &str) -> anyhow::Result<()> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, user);
