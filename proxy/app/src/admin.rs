@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The read-only endpoints: `/config_dump`, readiness, metrics.
+//! The read-only endpoints: `/config_dump`, `/status`, `/resources`, readiness, metrics.
 
 mod dump;
+mod resources;
 
 use crate::config::NodeConfig;
 use crate::pods::Pods;
@@ -26,12 +27,26 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// `/config_dump` in the shape that `istioctl ztunnel-config` reads, with what is ours beside it.
+    /// `/config_dump` in the shape that `istioctl ztunnel-config` reads, with what is ours beside it; `/status`, its part
+    /// about this node alone; `/resources`, all that is known of the cluster, in the control plane's own form.
     pub fn routes(&self) -> Routes {
-        let facts = self.clone();
-        Routes::default().get("/config_dump", move || {
-            Answer::json(dump::dump(&facts).to_string())
-        })
+        let answer = |of: fn(&Self) -> Answer| {
+            let facts = self.clone();
+            move || of(&facts)
+        };
+        Routes::default()
+            .get(
+                "/config_dump",
+                answer(|facts| Answer::json(dump::dump(facts).to_string())),
+            )
+            .get(
+                "/status",
+                answer(|facts| Answer::json(dump::status(facts).to_string())),
+            )
+            .get(
+                "/resources",
+                answer(|facts| resources::answer(&facts.state.view())),
+            )
     }
 
     /// What is waited for before this proxy counts as ready, one sentence each.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `/config_dump`: the peers' keys, so that their tools read it, and ours beside them. Never a private key.
+//! `/config_dump` and `/status`: the peers' keys, so that their tools read it, and ours beside them. Never a private key.
 
 use super::Facts;
 use podveil_ca_client::{CertificateState, CertificateStatus, Svid, TrustBundle};
@@ -16,16 +16,25 @@ pub(super) fn dump(facts: &Facts) -> Value {
     workloads.sort_unstable_by_key(|workload| &workload.uid);
     let mut services: Vec<&Service> = view.services().map(|one| &**one).collect();
     services.sort_unstable_by_key(|service| &service.key);
+    let mut dump = status(facts);
+    dump["config"] = json!(&*facts.config);
+    dump["staticConfig"] = json!({});
+    dump["stagedServices"] = json!({});
+    dump["workloads"] = workloads.into_iter().map(workload).collect();
+    dump["services"] = (services.into_iter())
+        .map(|one| service(one, &view))
+        .collect();
+    dump["policies"] = policies(&view).into();
+    dump
+}
+
+/// The dump without what grows with the cluster: this node's own pods, certificates and trust.
+pub(super) fn status(facts: &Facts) -> Value {
+    let view = facts.state.view();
     let bundle = facts.credentials.bundle().borrow().clone();
     let certificates = facts.certificates.snapshot();
     json!({
         "version": { "version": env!("CARGO_PKG_VERSION"), "program": "podveil-node" },
-        "config": &*facts.config,
-        "staticConfig": {},
-        "stagedServices": {},
-        "workloads": workloads.into_iter().map(workload).collect::<Vec<_>>(),
-        "services": services.into_iter().map(|one| service(one, &view)).collect::<Vec<_>>(),
-        "policies": policies(&view),
         "certificates": certificates
             .iter()
             .map(|status| certificate(status, &bundle))
