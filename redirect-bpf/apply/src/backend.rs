@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::{CommandError, Connection};
+use podveil_bpf::{Fault, NodeError};
 use podveil_netns::{NetNs, NetNsError};
 use podveil_plan::{Capture, Fence, FenceChange};
 use std::collections::BTreeSet;
@@ -34,6 +35,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Is there anything of ours?
     fn stands(&self, netns: &NetNs) -> impl Future<Output = Result<bool, ApplyError>> + Send;
+
+    /// Is there anything of this very node's? Several simulated nodes may live on one machine.
+    fn owns(&self, netns: &NetNs) -> impl Future<Output = Result<bool, ApplyError>> + Send;
 
     /// Counts what is open. Takes connections that have ended out of `older`, and out of the fence.
     fn observe(
@@ -73,8 +77,16 @@ pub enum ApplyError {
     Command(#[from] CommandError),
     #[error("the namespace's connections cannot be listed")]
     Connections(#[source] io::Error),
+    #[error("eBPF programs or maps cannot be written")]
+    Ebpf(#[from] NodeError),
     #[error(transparent)]
     NetNs(#[from] NetNsError),
+    #[error("sysctl {name} cannot be read or set")]
+    Sysctl {
+        name: &'static str,
+        #[source]
+        source: io::Error,
+    },
     #[error("unexpected output of {program}")]
     Output {
         program: &'static str,
@@ -93,8 +105,14 @@ pub enum VerifyError {
         expected: usize,
         found: usize,
     },
+    #[error("map {map} does not hold what was written")]
+    Map { map: &'static str },
+    #[error("an eBPF program was taken away")]
+    Program(#[from] Fault),
     #[error("IPv{version}: the way back over lo is missing ({what})")]
     Route { version: u8, what: &'static str },
+    #[error("sysctl {name} is not as it was set")]
+    Sysctl { name: &'static str },
     #[error("table inet podveil is missing")]
     Table,
 }

@@ -40,13 +40,7 @@ impl Connections {
             let mut lines = fs::read_to_string("/proc/thread-self/net/tcp")?;
             lines.push_str(&fs::read_to_string("/proc/thread-self/net/tcp6").unwrap_or_default());
             let sockets: Vec<Socket> = lines.lines().filter_map(parse).collect();
-            let addresses = nix::ifaddrs::getifaddrs()?
-                .filter_map(|interface| {
-                    let address = interface.address?;
-                    let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-                    v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
-                })
-                .collect();
+            let addresses = addresses()?;
             let listening = sockets
                 .iter()
                 .filter(|socket| socket.state == TcpState::Listen);
@@ -124,18 +118,24 @@ impl Connections {
     }
 }
 
+/// The addresses of the calling thread's namespace, loopback included.
+pub fn addresses() -> io::Result<HashSet<IpAddr>> {
+    let interfaces = nix::ifaddrs::getifaddrs()?;
+    Ok(interfaces
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+        })
+        .collect())
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
     #[error("cannot read /proc/net/tcp or the namespace's addresses")]
     Io(#[from] io::Error),
     #[error(transparent)]
     NetNs(#[from] NetNsError),
-}
-
-impl From<nix::errno::Errno> for ListError {
-    fn from(errno: nix::errno::Errno) -> Self {
-        Self::Io(errno.into())
-    }
 }
 
 fn is_proxys(port: u16) -> bool {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Puts a plan into a pod's network namespace, checks that it stands, and takes it away again.
 //!
-//! [`Backend`] is what `redirect` asks for; [`Nftables`] is the portable answer: one table, `inet podveil`, written by
-//! `nft -f -` in one transaction, and one route table for the way back of kept client addresses. What the kernel was
-//! seen to do, and why the rules are as they are, is told at [`Nftables`]. [`Connection`] lists what a namespace has
-//! open, from `/proc`.
+//! [`Backend`] is what `redirect` asks for. [`Nftables`] is the portable answer: one table, `inet podveil`, written by
+//! `nft -f -` in one transaction. [`Ebpf`] captures without NAT and without conntrack, by the programs of `podveil-bpf`.
+//! Both have one route table for the way back of kept client addresses. What the kernel was seen to do, and why each is
+//! as it is, is told at the types. [`Connection`] lists what a namespace has open, from `/proc`.
 //!
 //! Starts no task; every command it runs has a deadline and dies with the future that waits for it.
 
@@ -14,12 +14,15 @@ mod backend;
 mod command;
 mod connections;
 mod conntrack;
+mod ebpf;
 mod nftables;
 mod routes;
 mod ruleset;
+mod sysctls;
 
 pub use backend::{ApplyError, Backend, FenceCount, Observed, VerifyError};
 pub use command::CommandError;
 pub use connections::{Connection, Connections, ListError};
+pub use ebpf::Ebpf;
 pub use nftables::Nftables;
 pub use routes::Family;

@@ -52,30 +52,6 @@ impl Nftables {
         Self { cgroup }
     }
 
-    /// Is there anything of this very node's: not so if the table names another cgroup.
-    /// # Errors
-    /// When the namespace cannot be read.
-    pub async fn owns(&self, netns: &NetNs) -> Result<bool, ApplyError> {
-        match run_in(
-            netns,
-            "nft",
-            &["-t", "list", "table", "inet", "podveil"],
-            "",
-        )
-        .await
-        {
-            Ok(listing) => {
-                Ok(String::from_utf8_lossy(&listing).contains(&ruleset::owner(&self.cgroup)))
-            }
-            Err(CommandError::Failed { message, .. })
-                if message.contains("No such file or directory") =>
-            {
-                routes::stand(netns).await
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
     async fn list(&self, netns: &NetNs) -> Result<Option<Listing>, ApplyError> {
         match run_in(
             netns,
@@ -118,7 +94,7 @@ impl Backend for Nftables {
         capture: &Capture,
         fence: &Fence,
     ) -> Result<BTreeSet<Connection>, ApplyError> {
-        routes::ensure(netns).await?;
+        routes::ensure(netns, routes::Sources::default()).await?;
         if capture.phase == Phase::Releasing {
             // The fence first: a transaction changes chain after chain, and a connection that is no longer captured must not
             // meet the fence. Its chains are gone when this returns.
@@ -190,11 +166,32 @@ impl Backend for Nftables {
                 });
             }
         }
-        routes::verify(netns).await
+        routes::verify(netns, routes::Sources::default()).await
     }
 
     async fn stands(&self, netns: &NetNs) -> Result<bool, ApplyError> {
         Ok(self.list(netns).await?.is_some() || routes::stand(netns).await?)
+    }
+
+    async fn owns(&self, netns: &NetNs) -> Result<bool, ApplyError> {
+        match run_in(
+            netns,
+            "nft",
+            &["-t", "list", "table", "inet", "podveil"],
+            "",
+        )
+        .await
+        {
+            Ok(listing) => {
+                Ok(String::from_utf8_lossy(&listing).contains(&ruleset::owner(&self.cgroup)))
+            }
+            Err(CommandError::Failed { message, .. })
+                if message.contains("No such file or directory") =>
+            {
+                routes::stand(netns).await
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn observe(

@@ -6,7 +6,9 @@ use crate::command::run_in;
 use podveil_netns::{NetNs, NetNsError};
 use podveil_plan::{MARK, MARK_MASK, ROUTE_TABLE};
 use serde::Deserialize;
+use std::collections::HashSet;
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 /// An address family.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -46,6 +48,54 @@ impl Family {
     }
 }
 
+/// The addresses that connections sent over `lo` begin at when the application names none: without one the kernel would
+/// take the destination's own for both ends.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Sources {
+    pub v4: Option<IpAddr>,
+    pub v6: Option<IpAddr>,
+}
+
+impl Sources {
+    /// What the namespace would choose for a destination far away.
+    pub fn of(netns: &NetNs, addresses: &HashSet<IpAddr>) -> Result<Self, NetNsError> {
+        netns.run(|| {
+            // Addresses for documentation (RFC 5737, RFC 3849): nothing is sent, the kernel only looks for a route.
+            let chosen = |any: IpAddr, far: &str| {
+                let socket = UdpSocket::bind((any, 0)).ok()?;
+                socket.connect((far, 9)).ok()?;
+                let ip = socket.local_addr().ok()?.ip();
+                addresses.contains(&ip).then_some(ip)
+            };
+            let first = |is_v4: bool| {
+                let mut usable: Vec<IpAddr> = (addresses.iter().copied())
+                    .filter(|ip| ip.is_ipv4() == is_v4 && is_usable(*ip))
+                    .collect();
+                usable.sort();
+                usable.first().copied()
+            };
+            Self {
+                v4: chosen(Ipv4Addr::UNSPECIFIED.into(), "192.0.2.1").or_else(|| first(true)),
+                v6: chosen(Ipv6Addr::UNSPECIFIED.into(), "2001:db8::1").or_else(|| first(false)),
+            }
+        })
+    }
+
+    fn family(self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        }
+    }
+}
+
+fn is_usable(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
+        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
+    }
+}
+
 #[derive(Debug, Deserialize)]
 struct Rule {
     priority: u32,
@@ -59,6 +109,7 @@ struct Route {
     kind: Option<String>,
     dst: String,
     dev: Option<String>,
+    prefsrc: Option<IpAddr>,
 }
 
 impl Rule {
@@ -71,7 +122,7 @@ impl Rule {
 
 /// Routes before the rule, so that no packet meets an empty table. The blackhole stands in for the local route if
 /// somebody deletes that one: an answer must not fall through to the main table and leave the pod.
-pub async fn ensure(netns: &NetNs) -> Result<(), ApplyError> {
+pub async fn ensure(netns: &NetNs, sources: Sources) -> Result<(), ApplyError> {
     for family in Family::of(netns)? {
         let rule = match rules(netns, family).await?.iter().any(Rule::is_ours) {
             true => String::new(),
@@ -79,8 +130,12 @@ pub async fn ensure(netns: &NetNs) -> Result<(), ApplyError> {
                 "rule add pref {ROUTE_TABLE} fwmark {MARK:#x}/{MARK_MASK:#x} lookup {ROUTE_TABLE}\n"
             ),
         };
+        let source = match sources.family(family) {
+            Some(ip) => format!(" src {ip}"),
+            None => String::new(),
+        };
         let batch = format!(
-            "route replace local default dev lo table {ROUTE_TABLE}\n\
+            "route replace local default dev lo table {ROUTE_TABLE}{source}\n\
              route replace blackhole default metric 9999 table {ROUTE_TABLE}\n{rule}"
         );
         run_in(netns, "ip", &[family.flag(), "-batch", "-"], &batch).await?;
@@ -88,7 +143,7 @@ pub async fn ensure(netns: &NetNs) -> Result<(), ApplyError> {
     Ok(())
 }
 
-pub async fn verify(netns: &NetNs) -> Result<(), VerifyError> {
+pub async fn verify(netns: &NetNs, sources: Sources) -> Result<(), VerifyError> {
     for family in Family::of(netns).map_err(ApplyError::from)? {
         let missing = |what| VerifyError::Route {
             version: family.version(),
@@ -101,6 +156,7 @@ pub async fn verify(netns: &NetNs) -> Result<(), VerifyError> {
             route.kind.as_deref() == Some("local")
                 && route.dst == "default"
                 && route.dev.as_deref() == Some("lo")
+                && route.prefsrc == sources.family(family)
         });
         if !found {
             return Err(missing("route"));

@@ -9,19 +9,49 @@
 #[path = "netns/world.rs"]
 mod world;
 
-use podveil_apply::{Backend, Nftables, VerifyError};
-use podveil_netns::cgroup::CgroupPath;
+use podveil_apply::{Ebpf, Nftables};
 use podveil_plan::{Capture, Fence, Phase};
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use world::{Family, World, both_ways, original_dst, reset};
+use world::{Family, Tested, World, both_ways, original_dst, reset};
+
+/// Every rule below is held by every back end.
+macro_rules! on_every_back_end {
+    ($($rule:ident),* $(,)?) => {
+        mod nftables {
+            $(#[tokio::test]
+            #[ignore = "netns"]
+            async fn $rule() {
+                super::$rule::<super::Nftables>().await;
+            })*
+        }
+        mod ebpf {
+            $(#[tokio::test]
+            #[ignore = "netns"]
+            async fn $rule() {
+                super::$rule::<super::Ebpf>().await;
+            })*
+        }
+    };
+}
+
+on_every_back_end! {
+    new_connections_come_to_the_proxy,
+    answers_to_a_kept_client_address_come_back,
+    flushed_capture_leaks_nothing,
+    a_mandatory_peers_plain_syn_is_refused,
+    open_connections_live_through_label_on_and_off,
+    a_port_used_again_after_an_unseen_end_is_captured,
+    nothing_is_left_and_removal_may_be_repeated,
+    datagrams_and_frames_for_others_are_untouched,
+}
 
 const CAPTURING: fn() -> Capture = || Capture {
     phase: Phase::Capturing,
     ..Capture::release()
 };
 
-fn fence_of(world: &World) -> Fence {
+fn fence_of<B: Tested>(world: &World<B>) -> Fence {
     let peers: BTreeSet<_> = [world.peer_ip(Family::V4), world.peer_ip(Family::V6)].into();
     Fence {
         enrolled: peers.clone(),
@@ -29,10 +59,8 @@ fn fence_of(world: &World) -> Fence {
     }
 }
 
-#[tokio::test]
-#[ignore = "netns"]
-async fn new_connections_come_to_the_proxy() {
-    let world = World::new();
+async fn new_connections_come_to_the_proxy<B: Tested>() {
+    let world = World::<B>::new();
     let capture = Capture {
         exclude_outbound_ports: [8081].into(),
         exclude_inbound_ports: [9090].into(),
@@ -82,11 +110,9 @@ async fn new_connections_come_to_the_proxy() {
     }
 }
 
-#[tokio::test]
-#[ignore = "netns"]
-async fn answers_to_a_kept_client_address_come_back() {
+async fn answers_to_a_kept_client_address_come_back<B: Tested>() {
     for family in Family::BOTH {
-        let world = World::new();
+        let world = World::<B>::new();
         world
             .backend
             .apply(&world.pod, &CAPTURING(), &fence_of(&world))
@@ -106,17 +132,15 @@ async fn answers_to_a_kept_client_address_come_back() {
         assert_eq!(seen.fence, Default::default());
 
         // Without its mark the answer is stopped at the pod's edge.
-        world.nft("flush chain inet podveil local_replies");
+        B::lose_answers(&world);
         drop(accepted);
         let seen = world.backend.observe(&world.pod, &mut older).await.unwrap();
         assert_ne!(seen.fence, Default::default());
     }
 }
 
-#[tokio::test]
-#[ignore = "netns"]
-async fn flushed_capture_leaks_nothing() {
-    let world = World::new();
+async fn flushed_capture_leaks_nothing<B: Tested>() {
+    let world = World::<B>::new();
     for family in Family::BOTH {
         let (pod, peer) = (world.pod_ip(family), world.peer_ip(family));
         let server = world.peer_listens(family, 8080);
@@ -133,15 +157,9 @@ async fn flushed_capture_leaks_nothing() {
         let captured = world.app_connects((peer, 8080)).unwrap();
         let captured_proxy = outbound.accept();
 
-        world.nft("flush chain inet podveil capture_out\nflush chain inet podveil capture_in");
+        B::flush_capture(&world);
         let verdict = world.backend.verify(&world.pod, &CAPTURING()).await;
-        assert!(matches!(
-            verdict,
-            Err(VerifyError::Chain {
-                chain: "capture_out",
-                ..
-            })
-        ));
+        assert!(B::names_capture(&verdict.unwrap_err()));
 
         let refused = world.app_connects((peer, 8080)).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
@@ -163,10 +181,8 @@ async fn flushed_capture_leaks_nothing() {
     }
 }
 
-#[tokio::test]
-#[ignore = "netns"]
-async fn a_mandatory_peers_plain_syn_is_refused() {
-    let world = World::new();
+async fn a_mandatory_peers_plain_syn_is_refused<B: Tested>() {
+    let world = World::<B>::new();
     let capture = Capture {
         plain_inbound_ports: [8443].into(),
         refuses_plain: true,
@@ -210,10 +226,8 @@ async fn a_mandatory_peers_plain_syn_is_refused() {
     both_ways(&plain, &inbound.accept());
 }
 
-#[tokio::test]
-#[ignore = "netns"]
-async fn open_connections_live_through_label_on_and_off() {
-    let world = World::new();
+async fn open_connections_live_through_label_on_and_off<B: Tested>() {
+    let world = World::<B>::new();
     let mut old = Vec::new();
     let mut new = Vec::new();
     let mut held = Vec::new();
@@ -289,10 +303,8 @@ async fn open_connections_live_through_label_on_and_off() {
     assert!(!world.backend.stands(&world.pod).await.unwrap());
 }
 
-#[tokio::test]
-#[ignore = "netns"]
-async fn a_port_used_again_after_an_unseen_end_is_captured() {
-    let world = World::new();
+async fn a_port_used_again_after_an_unseen_end_is_captured<B: Tested>() {
+    let world = World::<B>::new();
     for family in Family::BOTH {
         let peer = world.peer_ip(family);
         let server = world.peer_listens(family, 8080);
@@ -320,10 +332,8 @@ async fn a_port_used_again_after_an_unseen_end_is_captured() {
     }
 }
 
-#[tokio::test]
-#[ignore = "netns"]
-async fn nothing_is_left_and_removal_may_be_repeated() {
-    let world = World::new();
+async fn nothing_is_left_and_removal_may_be_repeated<B: Tested>() {
+    let world = World::<B>::new();
     let before = world.everything();
     for _ in 0..2 {
         assert!(!world.backend.stands(&world.pod).await.unwrap());
@@ -339,11 +349,7 @@ async fn nothing_is_left_and_removal_may_be_repeated() {
         }
         assert!(world.backend.stands(&world.pod).await.unwrap());
         assert!(world.backend.owns(&world.pod).await.unwrap());
-        let other = Nftables::new(CgroupPath {
-            level: 1,
-            path: "unified/another-node".into(),
-        });
-        assert!(!other.owns(&world.pod).await.unwrap());
+        assert!(!world.is_anothers().await);
         for _ in 0..2 {
             world.backend.remove(&world.pod).await.unwrap();
         }
@@ -351,10 +357,8 @@ async fn nothing_is_left_and_removal_may_be_repeated() {
     }
 }
 
-#[tokio::test]
-#[ignore = "netns"]
-async fn datagrams_and_frames_for_others_are_untouched() {
-    let world = World::new();
+async fn datagrams_and_frames_for_others_are_untouched<B: Tested>() {
+    let world = World::<B>::new();
     world
         .backend
         .apply(&world.pod, &CAPTURING(), &fence_of(&world))

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Two namespaces and a veth between them, and sockets made in one or the other, in the proxy's cgroup or not.
 
-use podveil_apply::{Backend, Nftables};
+use podveil_apply::{Backend, Ebpf, Nftables, VerifyError};
+use podveil_netns::cgroup::CgroupPath;
 use podveil_netns::{NetNs, cgroup};
 use socket2::{Domain, Socket, Type};
 use std::collections::BTreeSet;
@@ -27,17 +28,118 @@ impl Family {
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
 }
 
-pub struct World {
+/// A back end and what breaks it.
+pub trait Tested: Backend + Sized {
+    fn open(cgroup: &CgroupPath) -> Self;
+
+    /// Takes everything of all pods away, when the test is over.
+    fn close(cgroup: &CgroupPath);
+
+    /// Takes capture away behind the back end's back, and leaves the fence.
+    fn flush_capture(world: &World<Self>);
+
+    /// Is this what a look at flushed capture ends with?
+    fn names_capture(error: &VerifyError) -> bool;
+
+    /// Lets the application's answers to the proxy go where their addresses say.
+    fn lose_answers(world: &World<Self>);
+}
+
+impl Tested for Nftables {
+    fn open(cgroup: &CgroupPath) -> Self {
+        Self::new(cgroup.clone())
+    }
+
+    fn close(_cgroup: &CgroupPath) {}
+
+    fn flush_capture(world: &World<Self>) {
+        for chain in ["capture_out", "capture_in"] {
+            run(
+                &world.pod,
+                "nft",
+                &["flush", "chain", "inet", "podveil", chain],
+            );
+        }
+    }
+
+    fn names_capture(error: &VerifyError) -> bool {
+        matches!(
+            error,
+            VerifyError::Chain {
+                chain: "capture_out",
+                ..
+            }
+        )
+    }
+
+    fn lose_answers(world: &World<Self>) {
+        run(
+            &world.pod,
+            "nft",
+            &["flush", "chain", "inet", "podveil", "local_replies"],
+        );
+    }
+}
+
+impl Tested for Ebpf {
+    fn open(cgroup: &CgroupPath) -> Self {
+        Self::open(&pins(cgroup), cgroup.clone()).unwrap()
+    }
+
+    fn close(cgroup: &CgroupPath) {
+        Self::purge(&pins(cgroup)).unwrap();
+    }
+
+    fn flush_capture(world: &World<Self>) {
+        let node = pins(&world.cgroup).join("v1");
+        let cookie = world.pod.cookie().unwrap().to_string();
+        for pin in ["node/capture_ipv4", "node/capture_ipv6"] {
+            std::fs::remove_file(node.join(pin)).unwrap();
+        }
+        std::fs::remove_file(node.join("pods").join(cookie).join("capture")).unwrap();
+        // The kernel lets go of a link a moment after its last holder has. From then on the fence refuses.
+        let deadline = std::time::Instant::now() + PATIENCE;
+        for family in Family::BOTH {
+            let refused = || {
+                let connected = world.app_connects((world.peer_ip(family), 8080));
+                connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+            };
+            while !refused() {
+                assert!(
+                    std::time::Instant::now() < deadline,
+                    "capture is still there"
+                );
+            }
+        }
+    }
+
+    fn names_capture(error: &VerifyError) -> bool {
+        matches!(error, VerifyError::Program(fault) if fault.program == "capture_ipv4")
+    }
+
+    fn lose_answers(world: &World<Self>) {
+        for family in ["-4", "-6"] {
+            run(&world.pod, "ip", &[family, "rule", "del", "pref", "1338"]);
+        }
+    }
+}
+
+fn pins(cgroup: &CgroupPath) -> std::path::PathBuf {
+    let name = cgroup.absolute();
+    std::path::Path::new("/run").join(name.file_name().unwrap())
+}
+
+pub struct World<B: Tested> {
     pub pod: NetNs,
     pub peer: NetNs,
-    pub backend: Nftables,
-    cgroup: cgroup::CgroupPath,
+    pub backend: B,
+    cgroup: CgroupPath,
     _turn: MutexGuard<'static, ()>,
 }
 
 pub struct Listening(TcpListener);
 
-impl World {
+impl<B: Tested> World<B> {
     pub fn new() -> Self {
         let turn = ONE_AT_A_TIME
             .lock()
@@ -48,7 +150,7 @@ impl World {
         let world = Self {
             pod: new_netns(),
             peer: new_netns(),
-            backend: Nftables::new(cgroup.clone()),
+            backend: B::open(&cgroup),
             cgroup,
             _turn: turn,
         };
@@ -61,7 +163,8 @@ impl World {
         for line in [
             "link set lo up".to_owned(),
             format!("link add eth0 type veth peer name eth0 netns {peer}"),
-            "link set eth0 up".into(),
+            // Without link-local addresses, which come when the test has begun.
+            "link set eth0 addrgenmode none up".into(),
             "addr add 10.9.0.1/24 dev eth0".into(),
             "addr add fd09::1/64 dev eth0 nodad".into(),
         ] {
@@ -69,13 +172,24 @@ impl World {
         }
         for line in [
             "link set lo up",
-            "link set eth0 up",
+            "link set eth0 addrgenmode none up",
             "addr add 10.9.0.2/24 dev eth0",
             "addr add fd09::2/64 dev eth0 nodad",
             "route add 10.77.0.1 via 10.9.0.1",
             "route add fd77::1 via fd09::1",
         ] {
             run(&world.peer, "ip", &line.split(' ').collect::<Vec<_>>());
+        }
+        // A link comes up in its own time, and a neighbour that was asked too early is asked again after a second.
+        let deadline = std::time::Instant::now() + PATIENCE;
+        for family in Family::BOTH {
+            let _listening = world.peer_listens(family, 7);
+            loop {
+                match world.app_connects((world.peer_ip(family), 7)) {
+                    Ok(stream) => break reset(stream),
+                    Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
+                }
+            }
         }
         world
     }
@@ -114,7 +228,13 @@ impl World {
     }
 
     pub fn proxy_listens(&self, family: Family, port: u16) -> Listening {
-        self.as_proxy(|| listen(&self.pod, family, port))
+        let listening = self.as_proxy(|| listen(&self.pod, family, port));
+        let socket = socket2::SockRef::from(&listening.0);
+        match family {
+            Family::V4 => socket.set_ip_transparent_v4(true).unwrap(),
+            Family::V6 => socket.set_ip_transparent_v6(true).unwrap(),
+        }
+        listening
     }
 
     pub fn app_listens(&self, family: Family, port: u16) -> Listening {
@@ -149,10 +269,15 @@ impl World {
         self.as_proxy(|| connect(&self.pod, Some(SocketAddr::new(source, 0)), to.into()))
     }
 
-    pub fn nft(&self, script: &str) {
-        for line in script.lines() {
-            run(&self.pod, "nft", &line.split(' ').collect::<Vec<_>>());
-        }
+    /// Does a node beside this one take the pod for its own?
+    pub async fn is_anothers(&self) -> bool {
+        let name = format!("podveil-test-another-{}", std::process::id());
+        let cgroup = cgroup::locate(&name).unwrap();
+        std::fs::create_dir_all(cgroup.absolute()).unwrap();
+        let owns = B::open(&cgroup).owns(&self.pod).await.unwrap();
+        B::close(&cgroup);
+        std::fs::remove_dir(cgroup.absolute()).unwrap();
+        owns
     }
 
     pub fn datagrams_pass(&self, family: Family) {
@@ -203,13 +328,18 @@ impl World {
             run(&self.pod, "ip", &["route", "show", "table", "all"]),
             run(&self.pod, "ip", &["-6", "route", "show", "table", "all"]),
             run(&self.pod, "ip", &["addr"]),
+            run(&self.pod, "sysctl", &["-a", "-r", "fwmark"]),
         ]
         .concat()
     }
 }
 
-impl Drop for World {
+impl<B: Tested> Drop for World<B> {
     fn drop(&mut self) {
+        // A failed test fails by its own words.
+        if !std::thread::panicking() {
+            B::close(&self.cgroup);
+        }
         let _ = std::fs::remove_dir(self.cgroup.absolute());
     }
 }
@@ -253,9 +383,14 @@ pub fn reset(stream: TcpStream) {
     socket.set_linger(Some(Duration::ZERO)).unwrap();
 }
 
+/// As the proxy finds it out: a socket that NAT brought has the listener's port, one that was assigned has its own.
 pub fn original_dst(stream: &TcpStream) -> SocketAddr {
+    let local = stream.local_addr().unwrap();
+    if !matches!(local.port(), 15001 | 15006) {
+        return local;
+    }
     let socket = socket2::SockRef::from(stream);
-    let address = match stream.local_addr().unwrap().is_ipv4() {
+    let address = match local.is_ipv4() {
         true => socket.original_dst_v4(),
         false => socket.original_dst_v6(),
     };
