@@ -18,7 +18,7 @@ mod hbone;
 mod joined;
 mod plain;
 mod registry;
-mod rules;
+pub mod rules;
 mod shares;
 mod target;
 

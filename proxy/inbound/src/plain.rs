@@ -4,7 +4,7 @@ use crate::registry::Registry;
 use crate::rules::{Facts, Source};
 use crate::target::{self, NotOurs};
 use podveil_flow::DropReason;
-use podveil_model::{LocalAddr, OriginalDst, PeerAddr};
+use podveil_model::{INBOUND_PORT, LocalAddr, OriginalDst, PeerAddr};
 use podveil_net::{ConnectError, Duplex, NoOriginalDst, TcpEnd, original_dst, prepare_application};
 use podveil_state::{PodContext, serve};
 use std::future::poll_fn;
@@ -76,7 +76,7 @@ impl Accepted {
     fn from_listener(stream: TcpStream, peer: SocketAddr) -> Result<Self, Refused> {
         prepare_application(&stream).map_err(Refused::Socket)?;
         let local = LocalAddr(stream.local_addr().map_err(Refused::Socket)?);
-        let original = original_dst(&stream).map_err(Refused::NoOriginalDst)?;
+        let original = original_dst(&stream, INBOUND_PORT).map_err(Refused::NoOriginalDst)?;
         let ends = Ends {
             peer: PeerAddr(peer),
             local,

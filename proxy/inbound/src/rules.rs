@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 /// What is looked at: what was proved and what the kernel saw, never what a peer says about itself.
 #[derive(Clone, Debug)]
-pub(crate) struct Facts {
+pub struct Facts {
     /// The workload that this pod is.
     pub uid: Uid,
     pub source_ip: IpAddr,
@@ -21,7 +21,7 @@ pub(crate) struct Facts {
 }
 
 #[derive(Clone, Debug)]
-pub(crate) enum Source {
+pub enum Source {
     /// In a tunnel: the identity is proved. `uid` is the workload found for it when the tunnel was accepted.
     Proved {
         identity: WorkloadIdentity,
@@ -41,7 +41,7 @@ impl Source {
 
 /// When the rules are asked.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Moment {
+pub enum Moment {
     Opening,
     /// The connection is open: what holds for new connections only is left out.
     Living,
@@ -49,7 +49,7 @@ pub(crate) enum Moment {
 
 /// The proof that this connection may be made.
 #[derive(Clone, Debug)]
-pub(crate) struct Allowed {
+pub struct Allowed {
     pub workload: Arc<Workload>,
     pub permit: Permit,
 }
@@ -65,7 +65,7 @@ impl Allowed {
 
 /// Why it may not be made, or not go on.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub(crate) enum Refused {
+pub enum Refused {
     #[error("this pod's workload {uid} is not known here")]
     WorkloadNotKnown { uid: Uid },
     #[error("{ip} is not an address of this pod")]
@@ -147,7 +147,7 @@ impl Refused {
 
 /// # Errors
 /// The first rule that the connection breaks.
-pub(crate) fn check(view: &View, facts: &Facts, moment: Moment) -> Result<Allowed, Refused> {
+pub fn check(view: &View, facts: &Facts, moment: Moment) -> Result<Allowed, Refused> {
     let workload = local(view, &facts.uid, facts.destination.ip())?;
     match &facts.source {
         Source::Proved { identity, uid } => {

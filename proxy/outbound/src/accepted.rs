@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::refused::Refused;
-use podveil_model::{OriginalDst, PeerAddr, Workload, check_target};
+use podveil_model::{OUTBOUND_PORT, OriginalDst, PeerAddr, Workload, check_target};
 use podveil_net::{TcpEnd, original_dst, prepare_application};
 use std::net::SocketAddr;
 use tokio::net::TcpStream;
@@ -25,7 +25,7 @@ impl Accepted {
     /// [`Refused::NoOriginalDst`]: where it was going is never guessed.
     pub fn from_listener(stream: TcpStream, peer: SocketAddr) -> Result<Self, Refused> {
         prepare_application(&stream).map_err(Refused::Socket)?;
-        let original = original_dst(&stream).map_err(Refused::NoOriginalDst)?;
+        let original = original_dst(&stream, OUTBOUND_PORT).map_err(Refused::NoOriginalDst)?;
         Ok(Self::new(stream, PeerAddr(peer), original))
     }
 

@@ -4,16 +4,17 @@
 use crate::accepted::Facts;
 use crate::pool::{LeaseError, Pool};
 use crate::refused::Refused;
+use crate::rules::check_plain;
 use crate::tunnels::{Connector, Credentials, TunnelKey};
 use http::StatusCode;
 use podveil_flow::Protection;
 use podveil_hbone::{Baggage, ConnectRequest, Forwarded, HboneStream, StreamError, traceparent};
 use podveil_identity::WorkloadIdentity;
-use podveil_model::{Answer, Mode, PlainReason, ServiceKey, Unresolved, Upstream, Workload};
+use podveil_model::{Answer, Mode, ServiceKey, Unresolved, Upstream, Workload};
 use podveil_net::TcpEnd;
 use podveil_state::{PodContext, View};
 use podveil_tls::ConfigCache;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
@@ -135,7 +136,9 @@ impl Ways {
         deadline: Instant,
         route: &mut Route,
     ) -> Result<Far, Refused> {
-        match view.resolve(source, facts.original) {
+        let answer = view.resolve(source, facts.original);
+        check_plain(view, source, facts.original, &answer).map_err(Refused::Plain)?;
+        match answer {
             Answer::Enrolled(upstreams) => match self.credentials(source, deadline).await {
                 Some(credentials) => {
                     self.tunnel(source, facts, &upstreams, credentials, route)
@@ -147,18 +150,7 @@ impl Ways {
                 }
                 None => Err(Refused::NoCertificate),
             },
-            Answer::Plain { reason, upstreams } => {
-                if reason == PlainReason::NotEnrolled && source.mode == Mode::Strict {
-                    let listed = |ip| is_listed_as_plain(view, ip);
-                    let dialled = facts.original.ip();
-                    if !listed(dialled) && !upstreams.iter().all(|one| listed(one.address.ip())) {
-                        return Err(Refused::Strict {
-                            destination: facts.original.0,
-                        });
-                    }
-                }
-                self.plain(&upstreams, route).await
-            }
+            Answer::Plain { upstreams, .. } => self.plain(&upstreams, route).await,
             Answer::Outside => self.dial(facts.original.0).await,
             Answer::NotKnown(unresolved) => {
                 if let Unresolved::Address { ip } = unresolved
@@ -299,11 +291,4 @@ fn is_answer(refused: &Refused) -> bool {
         }
         _ => false,
     }
-}
-
-fn is_listed_as_plain(view: &View, ip: IpAddr) -> bool {
-    view.mesh().is_some_and(|mesh| {
-        let mut ranges = mesh.plain_outbound_ranges.iter();
-        ranges.any(|range| range.contains(&ip))
-    })
 }

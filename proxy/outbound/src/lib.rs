@@ -18,6 +18,8 @@ mod connect;
 mod path;
 mod pool;
 mod refused;
+mod rules;
 mod tunnels;
 
 pub use path::Outbound;
+pub use rules::{PlainRefused, check_plain};

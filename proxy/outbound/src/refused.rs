@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+use crate::rules::PlainRefused;
 use crate::tunnels::TunnelError;
 use podveil_flow::{DropReason, Verdict};
 use podveil_hbone::StreamError;
@@ -7,7 +8,6 @@ use podveil_net::{ConnectError, NoOriginalDst};
 use podveil_tls::HandshakeError;
 use std::error::Error;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,8 +30,8 @@ pub(crate) enum Refused {
     WorkloadNotKnown { uid: Uid },
     #[error(transparent)]
     Unresolved(Unresolved),
-    #[error("{destination} is not enrolled, and this workload is strict")]
-    Strict { destination: SocketAddr },
+    #[error(transparent)]
+    Plain(PlainRefused),
     #[error("there is no certificate for this pod")]
     NoCertificate,
     #[error("this pod is at its bound of {what}")]
@@ -70,7 +70,7 @@ impl Refused {
                 | Unresolved::NoEndpoint { .. }
                 | Unresolved::NoPort { .. },
             ) => DropReason::NoEndpoint,
-            Self::Strict { .. } => DropReason::PlaintextStrict,
+            Self::Plain(PlainRefused::Strict { .. }) => DropReason::PlaintextStrict,
             Self::NoCertificate => DropReason::CertificateMissing,
             Self::Limit { .. } => DropReason::LimitReached,
             Self::Tunnel(error) => match &**error {
