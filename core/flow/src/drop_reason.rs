@@ -37,6 +37,8 @@ reasons! {
     CertificateMissing => "certificate_missing", "IDENTITY_ERROR";
     /// The destination application refused or did not answer.
     ConnectFailed => "connect_failed", "CONNECT";
+    /// Outside the cluster, which this workload's namespace refuses.
+    ExternalRefused => "external_refused", "DENY";
     /// The pool, the held connections or the streams of this pod are at their bound.
     LimitReached => "limit_reached", "-";
     /// Nothing is known about the destination although it may be inside the cluster.

@@ -55,4 +55,7 @@ pub enum Unresolved {
     NoPort { service: ServiceKey, port: u16 },
     #[error("workload {uid} has no address of this family")]
     NoAddress { uid: Uid },
+    /// It may still turn out to be somebody's.
+    #[error("the control plane has not told everything yet, and {ip} may belong to the cluster")]
+    NotSynced { ip: IpAddr },
 }

@@ -12,7 +12,7 @@ use podveil_hbone::{Baggage, ConnectRequest, Forwarded, HboneStream, StreamError
 use podveil_identity::WorkloadIdentity;
 use podveil_model::{Answer, Mode, ServiceKey, Unresolved, Upstream, Workload};
 use podveil_net::TcpEnd;
-use podveil_state::{PodContext, View};
+use podveil_state::{Affinity, PodContext, View};
 use podveil_tls::ConfigCache;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -73,6 +73,8 @@ pub(crate) struct Ways {
     pub pod: Arc<PodContext>,
     pub pool: Arc<Pool<Connector>>,
     pub tls: ConfigCache,
+    /// What this pod keeps of services with session affinity.
+    pub affinity: Affinity,
 }
 
 impl Ways {
@@ -99,7 +101,10 @@ impl Ways {
             let view = self.pod.state.view();
             let source = view.by_uid(&self.pod.uid).ok_or_else(not_known)?;
             let refused = match self.round(&view, source, facts, deadline, route).await {
-                Ok(far) => return Ok(far),
+                Ok(far) => {
+                    self.keep(&view, route);
+                    return Ok(far);
+                }
                 Err(refused) => {
                     let again =
                         refused.may_change() || self.is_now_enrolled(&refused, &view, facts);
@@ -114,6 +119,15 @@ impl Ways {
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE.1),
                 () = tokio::time::sleep_until(deadline) => return Err(refused),
             }
+        }
+    }
+
+    /// Remembers the endpoint, for a service with session affinity.
+    fn keep(&self, view: &View, route: &Route) {
+        if let (Some(service), Some(workload)) = (&route.service, &route.workload)
+            && let Some(service) = view.service(service)
+        {
+            self.affinity.keep(service, &workload.uid);
         }
     }
 
@@ -136,7 +150,7 @@ impl Ways {
         deadline: Instant,
         route: &mut Route,
     ) -> Result<Far, Refused> {
-        let answer = view.resolve(source, facts.original);
+        let answer = view.resolve_with(source, facts.original, &self.affinity);
         check_plain(view, source, facts.original, &answer).map_err(Refused::Plain)?;
         match answer {
             Answer::Enrolled(upstreams) => match self.credentials(source, deadline).await {

@@ -7,7 +7,7 @@ use crate::tunnels::Connector;
 use podveil_flow::{CloseReason, ConnectionRecord, Direction, End, Verdict};
 use podveil_model::{OriginalDst, PeerAddr};
 use podveil_net::{Broken, Counters, Duplex, Ended, Side, TcpEnd, prepare_application, relay};
-use podveil_state::{PodContext, serve};
+use podveil_state::{Affinity, PodContext, serve};
 use podveil_tls::ConfigCache;
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -77,6 +77,7 @@ impl Outbound {
                 pod: pod.clone(),
                 pool,
                 tls: ConfigCache::default(),
+                affinity: Affinity::default(),
             },
             pod,
         }

@@ -52,7 +52,8 @@ impl Refused {
     /// May the same be tried again, within the hold bound? What an application or its proxy has answered is an answer.
     pub fn may_change(&self) -> bool {
         match self {
-            Self::Unresolved(Unresolved::Address { .. }) | Self::Tunnel(_) => true,
+            Self::Unresolved(Unresolved::Address { .. } | Unresolved::NotSynced { .. })
+            | Self::Tunnel(_) => true,
             Self::Stream(error) => error.may_move(),
             _ => false,
         }
@@ -64,12 +65,15 @@ impl Refused {
             Self::SourceNotOwn { .. } => DropReason::SourceNotOwn,
             Self::NotDialable { .. } => DropReason::BadTarget,
             Self::WorkloadNotKnown { .. } => DropReason::WorkloadNotKnown,
-            Self::Unresolved(Unresolved::Address { .. }) => DropReason::NotKnown,
+            Self::Unresolved(Unresolved::Address { .. } | Unresolved::NotSynced { .. }) => {
+                DropReason::NotKnown
+            }
             Self::Unresolved(
                 Unresolved::NoAddress { .. }
                 | Unresolved::NoEndpoint { .. }
                 | Unresolved::NoPort { .. },
             ) => DropReason::NoEndpoint,
+            Self::Plain(PlainRefused::External { .. }) => DropReason::ExternalRefused,
             Self::Plain(PlainRefused::Strict { .. }) => DropReason::PlaintextStrict,
             Self::NoCertificate => DropReason::CertificateMissing,
             Self::Limit { .. } => DropReason::LimitReached,

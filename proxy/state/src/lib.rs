@@ -12,7 +12,9 @@
 #![forbid(unsafe_code)]
 
 mod accept;
+mod affinity;
 mod context;
+mod endpoints;
 mod handle;
 mod limits;
 mod recorder;
@@ -23,6 +25,7 @@ pub mod testing;
 mod view;
 
 pub use accept::{Listener, serve};
+pub use affinity::Affinity;
 pub use context::{Dial, Dialing, PodContext};
 pub use handle::{StateHandle, StateWriter, channel};
 pub use limits::Limits;

@@ -2,14 +2,14 @@
 //! The four answers. The order of the questions matters: what is known about an address comes before any range, so
 //! that no setting can make an enrolled workload plain.
 
-use crate::View;
-use podveil_model::{Answer, OriginalDst, PlainReason, Service, Unresolved, Upstream, Workload};
-use rand::seq::index;
+use crate::endpoints::Asked;
+use crate::{Affinity, View};
+use podveil_identity::KubernetesName;
+use podveil_model::{
+    Answer, OriginalDst, PlainReason, Service, Unresolved, Upstream, Workload, check_target,
+};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-
-/// Endpoints offered for one connection: the first is dialled, the others are for when that fails.
-const OFFERED: usize = 4;
 
 /// How one endpoint is reached.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -21,6 +21,16 @@ enum Way {
 impl View {
     /// What is known about where `source` wants to go.
     pub fn resolve(&self, source: &Workload, destination: OriginalDst) -> Answer {
+        self.resolve_with(source, destination, &Affinity::default())
+    }
+
+    /// The same for a client that keeps endpoints.
+    pub fn resolve_with(
+        &self,
+        source: &Workload,
+        destination: OriginalDst,
+        affinity: &Affinity,
+    ) -> Answer {
         let (ip, port) = (destination.ip(), destination.port());
         // A workload's own address comes first: no service can be given a pod's address to take its traffic over.
         if let Some(workload) = self.by_address(ip) {
@@ -30,15 +40,47 @@ impl View {
                 address: destination.0,
             }]);
         }
+        let asked = Asked {
+            source,
+            ip,
+            port,
+            affinity,
+        };
         if let Some(service) = preferred(self.services_at(ip), source) {
-            return match self.upstreams(service, ip, port) {
-                Ok(upstreams) => answer(upstreams),
-                // Its endpoints are not ours to know, e.g. the API server's.
-                Err(Unresolved::NoEndpoint { .. }) if self.is_named_plain(ip) => Answer::Outside,
-                Err(unresolved) => Answer::NotKnown(unresolved),
-            };
+            return self.behind(service, asked);
+        }
+        if let Some(node) = self.node_at(ip) {
+            if let Some(upstream) = self.host_port(node, destination) {
+                return answer(vec![upstream]);
+            }
+            if let Some((service, port)) = self.by_node_port(port) {
+                return self.behind(service, Asked { port, ..asked });
+            }
         }
         self.about_unknown(ip)
+    }
+
+    fn behind(&self, service: &Arc<Service>, asked: Asked<'_>) -> Answer {
+        match self.upstreams(service, asked) {
+            Ok(upstreams) => answer(upstreams),
+            // Its endpoints are not ours to know, e.g. the API server's.
+            Err(Unresolved::NoEndpoint { .. }) if self.is_named_plain(asked.ip) => Answer::Outside,
+            // The endpoints may only not have been told yet.
+            Err(_) if !self.is_synced() => Answer::NotKnown(Unresolved::NotSynced { ip: asked.ip }),
+            Err(unresolved) => Answer::NotKnown(unresolved),
+        }
+    }
+
+    /// The pod that a node's port leads to.
+    fn host_port(&self, node: &KubernetesName, destination: OriginalDst) -> Option<Upstream> {
+        let (workload, port) = self.by_host_port(node, destination.port())?;
+        let address = SocketAddr::new(workload.address_like(destination.ip())?, port);
+        check_target(address).ok()?;
+        Some(Upstream {
+            workload: workload.clone(),
+            service: None,
+            address,
+        })
     }
 
     fn about_unknown(&self, ip: IpAddr) -> Answer {
@@ -48,6 +90,10 @@ impl View {
         };
         if self.is_named_plain(ip) {
             return Answer::Outside;
+        }
+        if !self.is_synced() {
+            // Services have addresses of any range.
+            return Answer::NotKnown(Unresolved::NotSynced { ip });
         }
         if !mesh.ranges_known {
             // Nobody can say what is inside, so each address is asked for once, and the answer decides.
@@ -72,74 +118,6 @@ impl View {
                 let mut ranges = mesh.plain_outbound_ranges.iter();
                 ranges.any(|range| range.contains(&ip))
             })
-    }
-
-    /// Some endpoints of a service, chosen at random, of the family that was dialled.
-    fn upstreams(
-        &self,
-        service: &Arc<Service>,
-        ip: IpAddr,
-        port: u16,
-    ) -> Result<Vec<Upstream>, Unresolved> {
-        let Some(service_port) = service.ports.iter().find(|known| known.port == port) else {
-            return Err(Unresolved::NoPort {
-                service: service.key.clone(),
-                port,
-            });
-        };
-        let upstream = |workload: &Arc<Workload>| {
-            let own = workload.services.get(&service.key)?.get(&port).copied();
-            let target = own
-                .or(Some(service_port.target))
-                .filter(|port| *port != 0)?;
-            Some(Upstream {
-                address: SocketAddr::new(workload.address_like(ip)?, target),
-                workload: workload.clone(),
-                service: Some(service.key.clone()),
-            })
-        };
-        let no_endpoint = || Unresolved::NoEndpoint {
-            service: service.key.clone(),
-        };
-        let endpoints = self.endpoints(&service.key).ok_or_else(no_endpoint)?;
-        let healthy = endpoints.healthy.len();
-        let takers = healthy
-            + if service.publish_not_ready {
-                endpoints.unready.len()
-            } else {
-                0
-            };
-        let taker = |chosen: usize| {
-            endpoints
-                .healthy
-                .get(chosen)
-                .or_else(|| endpoints.unready.get(chosen - healthy))
-        };
-        let mut random = rand::rng();
-        let few = index::sample(&mut random, takers, takers.min(OFFERED))
-            .iter()
-            .filter_map(taker)
-            .filter_map(upstream)
-            .collect::<Vec<_>>();
-        if !few.is_empty() {
-            return Ok(few);
-        }
-        // The few had no such port or family; one of the others may.
-        let mut all = (0..takers)
-            .filter_map(taker)
-            .filter_map(upstream)
-            .collect::<Vec<_>>();
-        let chosen = index::sample(&mut random, all.len(), all.len().min(OFFERED)).into_vec();
-        let mut position = 0;
-        all.retain(|_| {
-            position += 1;
-            chosen.contains(&(position - 1))
-        });
-        if all.is_empty() {
-            Err(no_endpoint())
-        } else {
-            Ok(all)
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 use super::*;
-use podveil_model::{Health, Stage};
+use podveil_model::{Health, Scope, Stage};
 use podveil_testing::{mesh, service, workload};
 
 fn view(build: impl FnOnce(&mut View)) -> View {
@@ -146,6 +146,194 @@ fn only_endpoints_that_can_take_a_connection_are_offered() {
         assert_eq!(line(resolve(&view, "10.96.0.80:80")), expected);
         // Its own address still reaches a terminating workload.
         assert_eq!(line(resolve(&view, "10.0.0.4:80")), "enrolled 10.0.0.4:80");
+    }
+}
+
+#[test]
+fn terminating_endpoints_are_used_only_where_there_is_no_other() {
+    let web = service("web").address("10.96.0.80").port(80, 80).build();
+    let mut view = view(|view| {
+        let leaving = workload("leaving").address("10.0.0.2");
+        let leaving = leaving.health(Health::Terminating).behind(&web, &[]);
+        view.insert_workload(leaving.build());
+        view.insert_service(web.clone());
+    });
+    assert_eq!(
+        line(resolve(&view, "10.96.0.80:80")),
+        "enrolled 10.0.0.2:80"
+    );
+    let new = workload("new").address("10.0.0.3").behind(&web, &[]);
+    view.insert_workload(new.build());
+    assert_eq!(
+        line(resolve(&view, "10.96.0.80:80")),
+        "enrolled 10.0.0.3:80"
+    );
+}
+
+/// A mesh with nodes n1 and n2 at 172.18.0.1 and .2, a service on node port 30080 and host port 443 of n2.
+fn nodes() -> View {
+    let web = service("web").address("10.96.0.80").port(80, 8080);
+    let web = web.node_port(30080, 80).build();
+    view(|view| {
+        let mut with_nodes = mesh();
+        for (name, ip) in [("n1", "172.18.0.1"), ("n2", "172.18.0.2")] {
+            let addresses = vec![ip.parse().unwrap()];
+            with_nodes.nodes.insert(name.parse().unwrap(), addresses);
+        }
+        view.insert_mesh(Arc::new(with_nodes));
+        let a = workload("a").address("10.0.0.2").behind(&web, &[]);
+        view.insert_workload(a.node("n2").host_port(443, 8443).build());
+        view.insert_service(web);
+    })
+}
+
+#[test]
+fn a_nodes_ports_lead_to_endpoints() {
+    let mut view = nodes();
+    for (destination, expected) in [
+        ("172.18.0.1:30080", "enrolled 10.0.0.2:8080"),
+        ("172.18.0.2:30080", "enrolled 10.0.0.2:8080"),
+        ("172.18.0.2:443", "enrolled 10.0.0.2:8443"),
+        // The host port is the other node's.
+        ("172.18.0.1:443", "outside"),
+        ("172.18.0.1:10250", "outside"),
+        ("172.18.0.3:30080", "outside"),
+    ] {
+        assert_eq!(line(resolve(&view, destination)), expected, "{destination}");
+    }
+    assert!(view.remove_address("a"));
+    assert_eq!(line(resolve(&view, "172.18.0.2:443")), "outside");
+    assert!(line(resolve(&view, "172.18.0.2:30080")).contains("has no endpoint"));
+    assert!(view.remove_address("shop/web.shop.svc.cluster.local"));
+    assert_eq!(line(resolve(&view, "172.18.0.2:30080")), "outside");
+}
+
+#[test]
+fn an_endpoint_whose_address_is_not_its_own_is_reached_as_whoever_has_it() {
+    let web = service("web").address("10.96.0.80").port(80, 80).build();
+    for (address, expected) in [
+        // A host-network pod, or something outside the cluster.
+        ("172.18.0.1", "plain NotEnrolled 172.18.0.1:80"),
+        // An enrolled pod: no service makes it plain.
+        ("10.0.0.2", "enrolled 10.0.0.2:80"),
+        // A pod's that is not known: never plain.
+        (
+            "10.0.0.99",
+            "not known: service shop/web.shop.svc.cluster.local has no endpoint that can take a connection",
+        ),
+        (
+            "169.254.169.254",
+            "not known: service shop/web.shop.svc.cluster.local has no endpoint that can take a connection",
+        ),
+    ] {
+        let view = view(|view| {
+            view.insert_workload(workload("pod").address("10.0.0.2").build());
+            let endpoint = workload("endpoint").address(address).host_network();
+            let endpoint = endpoint.stage(Stage::None).behind(&web, &[]);
+            view.insert_workload(endpoint.build());
+            view.insert_service(web.clone());
+        });
+        assert_eq!(line(resolve(&view, "10.96.0.80:80")), expected, "{address}");
+        let ip = address.parse().unwrap();
+        assert!(
+            view.all_by_address(ip)
+                .iter()
+                .all(|one| one.uid == "pod".into())
+        );
+    }
+}
+
+#[test]
+fn endpoints_that_share_more_with_the_client_come_first() {
+    let with = |prefer: &[Scope], only: bool| {
+        let mut web = service("web").address("10.96.0.80").address("192.0.2.80");
+        for scope in prefer {
+            web = web.prefer(*scope);
+        }
+        let web = if only { web.only_preferred() } else { web };
+        let web = web.port(80, 80).build();
+        let view = view(|view| {
+            for (name, ip, node, zone) in [
+                ("a", "10.0.0.2", "n1", "z1"),
+                ("b", "10.0.0.3", "n2", "z1"),
+                ("c", "10.0.0.4", "n3", "z2"),
+            ] {
+                let endpoint = workload(name).address(ip).node(node).zone(zone);
+                view.insert_workload(endpoint.behind(&web, &[]).build());
+            }
+            view.insert_service(web);
+        });
+        move |node: &str, zone: &str, to: &str| {
+            let source = workload("client").address("10.0.0.1").node(node).zone(zone);
+            match view.resolve(&source.build(), OriginalDst(to.parse().unwrap())) {
+                Answer::Enrolled(upstreams) => upstreams
+                    .iter()
+                    .map(|upstream| upstream.workload.name.to_string())
+                    .collect::<String>(),
+                other => line(other),
+            }
+        }
+    };
+    let zone = with(&[Scope::Zone, Scope::Node], false);
+    assert_eq!(zone("n2", "z1", "10.96.0.80:80"), "bac");
+    assert_eq!(zone("n1", "z1", "10.96.0.80:80"), "abc");
+    // Nobody is near: anybody will do.
+    assert_eq!(zone("n9", "z9", "10.96.0.80:80").len(), 3);
+
+    let local = with(&[Scope::Node], true);
+    assert_eq!(local("n3", "z1", "10.96.0.80:80"), "c");
+    assert!(local("n9", "z1", "10.96.0.80:80").contains("has no endpoint"));
+    // The policy is for the cluster's own addresses.
+    assert_eq!(local("n3", "z1", "192.0.2.80:80").len(), 3);
+}
+
+#[test]
+fn a_client_keeps_its_endpoint_while_that_is_there() {
+    let time = std::time::Duration::from_secs(60);
+    let web = service("web").address("10.96.0.80").port(80, 80);
+    let web = web.affinity(time).build();
+    let mut view = view(|view| {
+        for number in 2..=9 {
+            let ip = format!("10.0.0.{number}");
+            view.insert_workload(workload(&ip).address(&ip).behind(&web, &[]).build());
+        }
+        view.insert_service(web.clone());
+    });
+    let affinity = Affinity::default();
+    let first = |view: &View, client: &str, affinity: &Affinity| {
+        let source = workload(client).address("10.0.0.1").build();
+        let to = OriginalDst("10.96.0.80:80".parse().unwrap());
+        match view.resolve_with(&source, to, affinity) {
+            Answer::Enrolled(upstreams) => upstreams[0].workload.uid.clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    // Also without memory, as after a restart, it is the same one; for other clients there are others.
+    let chosen = first(&view, "client", &affinity);
+    for _ in 0..10 {
+        assert_eq!(first(&view, "client", &affinity), chosen);
+    }
+    let others = (0..50).map(|number| first(&view, &format!("client-{number}"), &affinity));
+    assert!(others.collect::<std::collections::BTreeSet<_>>().len() > 2);
+    // What was used is kept, whoever else comes.
+    let other = if chosen == "10.0.0.2".into() {
+        "10.0.0.3"
+    } else {
+        "10.0.0.2"
+    };
+    affinity.keep(&web, &other.into());
+    assert_eq!(first(&view, "client", &affinity), other.into());
+    assert!(view.remove_address(other));
+    assert_eq!(first(&view, "client", &affinity), chosen);
+}
+
+#[test]
+fn before_everything_is_told_nothing_is_refused_for_good() {
+    let mut view = View::default();
+    view.insert_mesh(Arc::new(mesh()));
+    view.insert_service(service("web").address("10.96.0.80").port(80, 80).build());
+    for destination in ["10.96.0.80:80", "10.96.0.80:81", "203.0.113.1:80"] {
+        assert!(line(resolve(&view, destination)).contains("has not told everything yet"));
     }
 }
 

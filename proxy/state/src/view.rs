@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-use podveil_identity::WorkloadIdentity;
+use podveil_identity::{KubernetesName, WorkloadIdentity};
 use podveil_model::{Epoch, Health, MeshConfig, Service, ServiceKey, Uid, Workload};
 use podveil_policy::{Policy, PolicySet};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -13,8 +13,8 @@ const NEGATIVES: usize = 16384;
 
 /// One state of everything known about the cluster. Cheap to clone: the tables are shared until they change.
 ///
-/// INVARIANT: `addresses` and `endpoints` hold exactly the workloads of `workloads`, `service_addresses` exactly the
-/// services of `services`.
+/// INVARIANT: `addresses`, `endpoints` and `host_ports` hold exactly the workloads of `workloads`, `service_addresses` and
+/// `node_ports` exactly the services of `services`.
 #[derive(Clone, Debug, Default)]
 pub struct View {
     workloads: Arc<HashMap<Uid, Arc<Workload>>>,
@@ -22,6 +22,10 @@ pub struct View {
     services: Arc<HashMap<ServiceKey, Arc<Service>>>,
     service_addresses: Arc<HashMap<IpAddr, Vec<Arc<Service>>>>,
     endpoints: Arc<HashMap<ServiceKey, Endpoints>>,
+    node_ports: Arc<HashMap<u16, Arc<Service>>>,
+    host_ports: Arc<HashMap<(KubernetesName, u16), Arc<Workload>>>,
+    /// The nodes' own addresses, as `mesh` says them.
+    node_addresses: Arc<HashMap<IpAddr, KubernetesName>>,
     policies: Arc<PolicySet>,
     mesh: Option<Arc<MeshConfig>>,
     tombstones: Arc<Bounded<Uid, Epoch>>,
@@ -36,7 +40,7 @@ pub(crate) struct Endpoints {
     pub healthy: Vec<Arc<Workload>>,
     /// Unhealthy ones: used only where the service publishes them.
     pub unready: Vec<Arc<Workload>>,
-    /// Terminating ones: kept only to be counted.
+    /// Terminating ones: used only where there is no other.
     pub terminating: Vec<Arc<Workload>>,
 }
 
@@ -76,7 +80,7 @@ impl View {
         if self.tombstones.get(&workload.uid).is_some() {
             Arc::make_mut(&mut self.tombstones).remove(&workload.uid);
         }
-        // A host-network pod owns no address: its node's traffic is not its own.
+        // A host-network pod owns no address (its node's traffic is not its own), nor does an endpoint without a pod.
         if !workload.host_network {
             for ip in unique(&workload.addresses) {
                 let at = Arc::make_mut(&mut self.addresses).entry(ip).or_default();
@@ -91,6 +95,10 @@ impl View {
                 .or_default();
             endpoints.of(workload.health).push(workload.clone());
         }
+        for port in workload.host_ports.keys() {
+            Arc::make_mut(&mut self.host_ports)
+                .insert((workload.node.clone(), *port), workload.clone());
+        }
         Arc::make_mut(&mut self.workloads).insert(workload.uid.clone(), workload);
         Insert::Applied
     }
@@ -104,6 +112,9 @@ impl View {
             at.push(service.clone());
             at.sort_by(|a, b| a.key.cmp(&b.key));
             self.forget_negative(ip);
+        }
+        for port in service.node_ports.keys() {
+            Arc::make_mut(&mut self.node_ports).insert(*port, service.clone());
         }
         Arc::make_mut(&mut self.services).insert(service.key.clone(), service);
     }
@@ -140,7 +151,14 @@ impl View {
     pub fn insert_mesh(&mut self, mesh: Arc<MeshConfig>) -> Insert {
         match &self.mesh {
             Some(held) if mesh.epoch < held.epoch => Insert::Older { held: held.epoch },
-            _ => {
+            held => {
+                if held.as_ref().is_none_or(|held| held.nodes != mesh.nodes) {
+                    let nodes = mesh.nodes.iter();
+                    let addresses = nodes
+                        .flat_map(|(node, ips)| ips.iter().map(move |ip| (*ip, node.clone())))
+                        .collect();
+                    self.node_addresses = Arc::new(addresses);
+                }
                 self.mesh = Some(mesh);
                 Insert::Applied
             }
@@ -200,6 +218,23 @@ impl View {
         self.endpoints.get(key)
     }
 
+    /// The node that has this address.
+    pub fn node_at(&self, ip: IpAddr) -> Option<&KubernetesName> {
+        self.node_addresses.get(&ip)
+    }
+
+    /// The service that every node's port leads to, and its own port.
+    pub fn by_node_port(&self, port: u16) -> Option<(&Arc<Service>, u16)> {
+        let service = self.node_ports.get(&port)?;
+        Some((service, *service.node_ports.get(&port)?))
+    }
+
+    /// The workload that this node's port leads to, and its own port.
+    pub fn by_host_port(&self, node: &KubernetesName, port: u16) -> Option<(&Arc<Workload>, u16)> {
+        let workload = self.host_ports.get(&(node.clone(), port))?;
+        Some((workload, *workload.host_ports.get(&port)?))
+    }
+
     pub fn is_negative(&self, ip: IpAddr) -> bool {
         self.negatives.get(&ip).is_some()
     }
@@ -245,6 +280,12 @@ impl View {
                 }
             }
         }
+        for port in workload.host_ports.keys() {
+            let place = (workload.node.clone(), *port);
+            if (self.host_ports.get(&place)).is_some_and(|other| other.uid == *uid) {
+                Arc::make_mut(&mut self.host_ports).remove(&place);
+            }
+        }
         let endpoints = Arc::make_mut(&mut self.endpoints);
         for key in workload.services.keys() {
             if let Some(behind) = endpoints.get_mut(key) {
@@ -268,6 +309,11 @@ impl View {
                 if at.is_empty() {
                     addresses.remove(ip);
                 }
+            }
+        }
+        for port in service.node_ports.keys() {
+            if (self.node_ports.get(port)).is_some_and(|other| other.key == *key) {
+                Arc::make_mut(&mut self.node_ports).remove(port);
             }
         }
         true
