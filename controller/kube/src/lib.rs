@@ -8,14 +8,18 @@
 //! The first `Cluster` is there when every watch has read its whole list. A watch that breaks keeps what it has, says so
 //! in the [`Status`](podveil_source::Status), and goes on by itself.
 //!
-//! Left out: what the state means (`podveil-index`), and everything that is written to the API.
+//! Beside it, [`Election`]: which of several replicas acts.
+//!
+//! Left out: what the state means (`podveil-index`), and everything else that is written to the API.
 
 #![forbid(unsafe_code)]
 
 mod client;
+mod lease;
 mod source;
 
 pub use client::{ClientError, client};
 pub use k8s_openapi;
 pub use kube;
+pub use lease::{Election, LEASE_DURATION, Standing};
 pub use source::{KubeOptions, KubeSource, Scope};
