@@ -58,7 +58,6 @@ leaf_ttl: {{ .Values.ca.leafTtl }}
 program_ttl: {{ .Values.ca.leafTtl }}
 issuing_ttl: {{ .Values.ca.issuingTtl }}
 root_ttl: {{ .Values.ca.rootTtl }}
-admin_socket: /run/podveil/admin.sock
 rotation:
   timeout: {{ .Values.ca.rotation.timeout }}
   absent_after: {{ .Values.ca.rotation.absentAfter }}
