@@ -16,6 +16,13 @@ use zeroize::Zeroizing;
 /// How far before its making an authority's certificate begins to hold, for clocks that lag.
 const BACKDATE: Duration = Duration::from_secs(2 * 60);
 
+/// The end of a life that begins now; `None` if no certificate can say it: RFC 5280 §4.1.2.5 ends with the year 9999.
+pub fn end_of_life(now: SystemTime, life: Duration) -> Option<SystemTime> {
+    const LAST: Duration = Duration::from_secs(253_402_300_799);
+    now.checked_add(life)
+        .filter(|end| *end <= SystemTime::UNIX_EPOCH + LAST)
+}
+
 /// What an authority signs.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Role {
@@ -58,6 +65,8 @@ pub enum AuthorityError {
     Serial(#[source] SerialError),
     #[error("signing the authority's certificate")]
     Sign(#[source] rcgen::Error),
+    #[error("a life of {life:?} ends after the year 9999, which certificates cannot say")]
+    TooLong { life: Duration },
 }
 
 impl Authority {
@@ -71,7 +80,7 @@ impl Authority {
         life: Duration,
     ) -> Result<Self, AuthorityError> {
         let key = KeyPair::generate().map_err(AuthorityError::Key)?;
-        let not_after = now + life;
+        let not_after = end_of_life(now, life).ok_or(AuthorityError::TooLong { life })?;
         let params = profile(Role::Root, trust_domain, now, not_after)?;
         let certificate = params.self_signed(&key).map_err(AuthorityError::Sign)?;
         let der = certificate.der();
@@ -90,7 +99,9 @@ impl Authority {
             });
         }
         let key = KeyPair::generate().map_err(AuthorityError::Key)?;
-        let not_after = (now + life).min(self.not_after);
+        let not_after = end_of_life(now, life)
+            .ok_or(AuthorityError::TooLong { life })?
+            .min(self.not_after);
         let params = profile(Role::Issuing, &self.trust_domain, now, not_after)?;
         let certificate = params
             .signed_by(&key, &self.issuer)

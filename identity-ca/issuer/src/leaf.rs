@@ -73,14 +73,15 @@ impl Authority {
         if now >= self.not_after() {
             return Err(IssueError::IssuerEnded);
         }
-        let wanted = now + Duration::from_secs(life.as_secs());
-        let not_after = wanted.min(self.not_after());
+        let wanted = now.checked_add(Duration::from_secs(life.as_secs()));
+        let not_after = wanted.map_or(self.not_after(), |end| end.min(self.not_after()));
+        let clamped = wanted.is_none_or(|end| end > not_after);
         let left = not_after.duration_since(now).unwrap_or_default();
         if left.is_zero() {
             return Err(IssueError::NoLife);
         }
         let backdate = Duration::from_secs((left / 10).min(MAX_BACKDATE).as_secs());
-        let leaf = self.sign(key, id, now - backdate, not_after, wanted > not_after)?;
+        let leaf = self.sign(key, id, now - backdate, not_after, clamped)?;
         check::leaf(&leaf, self, id, key).map_err(IssueError::Output)?;
         Ok(leaf)
     }

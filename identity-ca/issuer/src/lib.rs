@@ -18,7 +18,7 @@ mod csr;
 mod leaf;
 mod serial;
 
-pub use authority::{Authority, AuthorityError, Role};
+pub use authority::{Authority, AuthorityError, Role, end_of_life};
 pub use chain::chain;
 pub use check::CheckError;
 pub use csr::{Csr, CsrError, MAX_CSR_BYTES, SubjectKey};

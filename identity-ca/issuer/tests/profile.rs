@@ -276,3 +276,22 @@ fn the_chain_is_leaf_intermediate_roots() {
         ]
     );
 }
+
+#[test]
+fn a_life_past_the_year_9999_is_refused_and_does_not_panic() {
+    let now = SystemTime::now();
+    let domain = TrustDomain::new("cluster.local").unwrap();
+    for life in [8000 * 365 * DAY, Duration::MAX] {
+        assert!(matches!(
+            Authority::new_root(&domain, now, life),
+            Err(AuthorityError::TooLong { .. })
+        ));
+        let root = Authority::new_root(&domain, now, 365 * DAY).unwrap();
+        assert!(matches!(
+            root.new_issuing(now, life),
+            Err(AuthorityError::TooLong { .. })
+        ));
+    }
+    let leaf = fixture().issue(Duration::MAX);
+    assert!(leaf.clamped);
+}

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 use podveil_program::config::Override;
 use podveil_program::{HumanDuration, LogFormat};
+use podveil_source::SourceConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// Where the admin service is, for whoever does not say otherwise.
+pub const DEFAULT_ADMIN_SOCKET: &str = "/run/podveil/ca/admin.sock";
 
 /// Configuration of `podveil-ca`.
 #[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
@@ -17,14 +21,27 @@ pub struct Config {
     /// Where programs reach the CA, over TLS 1.3 only.
     #[serde(default = "default_listen")]
     pub listen: SocketAddr,
-    /// Keys, journal and `bundle.pem`; made with mode 0700. Losing it means a new root for every program.
+    /// The cluster as the CA itself reads it: `kubernetes`, or a YAML file or a directory of them.
+    pub source: SourceConfig,
+    /// How a program proves itself before it has a certificate; where nothing is said, as fits the source.
+    #[serde(default)]
+    pub first_contact: Option<FirstContactConfig>,
+    /// Where keys and journal are kept; where nothing is said, as fits the source. Losing them means a new root for
+    /// every program.
+    #[serde(default)]
+    pub store: Option<StoreConfig>,
+    /// On Kubernetes, the namespace of Podveil's own programs.
+    #[serde(default = "default_namespace")]
+    pub namespace: String,
+    /// On Kubernetes, the name of this replica: its pod's.
+    #[serde(default)]
+    pub replica: Option<String>,
+    /// For `store: directory`: keys, journal and `bundle.pem`; made with mode 0700.
     #[serde(default = "default_data_dir")]
     pub data_dir: PathBuf,
-    /// First-contact tokens, one file a program: `controller`, `node.<name>`. A token has at least 16 bytes.
+    /// For `first_contact: token_files`: one file a program, `controller`, `node.<name>`. A token has at least 16 bytes.
     #[serde(default = "default_tokens_dir")]
     pub tokens_dir: PathBuf,
-    /// The cluster as the CA itself reads it: a YAML file or a directory of them.
-    pub source: PathBuf,
     /// Life of a workload's certificate. With renewal between 35 % and 45 % of it, 24 h leave at least 13 h whenever
     /// an outage of the CA begins.
     #[serde(default = "default_leaf_ttl")]
@@ -54,6 +71,42 @@ pub struct Config {
     /// How log lines are written.
     #[serde(default)]
     pub log: LogFormat,
+}
+
+/// How a program proves itself at first contact.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FirstContactConfig {
+    /// By a token that the operator put into a file of `tokens_dir`.
+    TokenFiles,
+    /// By the token of its pod's ServiceAccount with audience `podveil-ca`, which the API server reviews.
+    TokenReview,
+}
+
+/// Where keys and journal are kept.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoreConfig {
+    /// `data_dir`, for one CA.
+    Directory,
+    /// Secret `podveil-ca`, shared by replicas; the roots in ConfigMap `podveil-roots`.
+    Kubernetes,
+}
+
+impl Config {
+    pub(crate) fn first_contact(&self) -> FirstContactConfig {
+        self.first_contact.unwrap_or(match self.source {
+            SourceConfig::File(_) => FirstContactConfig::TokenFiles,
+            SourceConfig::Kubernetes => FirstContactConfig::TokenReview,
+        })
+    }
+
+    pub(crate) fn store(&self) -> StoreConfig {
+        self.store.unwrap_or(match self.source {
+            SourceConfig::File(_) => StoreConfig::Directory,
+            SourceConfig::Kubernetes => StoreConfig::Kubernetes,
+        })
+    }
 }
 
 /// How long a rotation waits for whom.
@@ -112,6 +165,14 @@ pub const OVERRIDES: &[Override] = &[
         variable: "PODVEIL_CA_DATA_DIR",
         key: "data_dir",
     },
+    Override {
+        variable: "POD_NAME",
+        key: "replica",
+    },
+    Override {
+        variable: "POD_NAMESPACE",
+        key: "namespace",
+    },
 ];
 
 fn default_trust_domain() -> String {
@@ -120,6 +181,10 @@ fn default_trust_domain() -> String {
 
 fn default_listen() -> SocketAddr {
     (std::net::Ipv6Addr::UNSPECIFIED, 15012).into()
+}
+
+fn default_namespace() -> String {
+    "podveil-system".into()
 }
 
 fn default_data_dir() -> PathBuf {
@@ -143,7 +208,7 @@ fn default_root_ttl() -> HumanDuration {
 }
 
 fn default_admin_socket() -> PathBuf {
-    "/var/run/podveil-ca/admin.sock".into()
+    DEFAULT_ADMIN_SOCKET.into()
 }
 
 fn default_metrics_address() -> SocketAddr {

@@ -29,7 +29,7 @@ pub enum Module {
 }
 
 /// What a consumer says it has in use.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 pub struct InUse {
     pub sequence: u64,
     pub generation: u64,

@@ -3,11 +3,14 @@
 
 use crate::consumers::Consumers;
 use crate::ledger::{Ledger, LedgerError};
+use crate::peers::Peers;
 use crate::refusal::with_sources;
 use crate::rotation::{Action, Kind, Machine, Phase, Progress, Rotation, Step, Target, Timing};
+use crate::shared;
+use podveil_kube::Standing;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +21,8 @@ const COMMANDS: usize = 8;
 const SETTLE: Duration = Duration::from_secs(3);
 /// An authority is replaced long before its end, so there is time to wait for a node that is down for a while.
 const ABSENT_AFTER_UNASKED: Duration = Duration::from_secs(3600);
+/// While the record cannot be written because the API server is away.
+const RETRY: Duration = Duration::from_secs(1);
 /// How often the ends of the authorities are looked at.
 const RENEWAL_CHECK: Duration = Duration::from_secs(600);
 
@@ -50,7 +55,7 @@ pub struct Drills {
 struct Command {
     kind: Kind,
     timeout: Option<Duration>,
-    reply: oneshot::Sender<Result<broadcast::Receiver<Event>, LedgerError>>,
+    reply: oneshot::Sender<Result<broadcast::Receiver<Event>, RotateError>>,
 }
 
 /// Why a rotation did not begin.
@@ -58,15 +63,18 @@ struct Command {
 pub enum RotateError {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    #[error("another replica acts: {}", holder.as_deref().unwrap_or("not known yet which"))]
+    NotHere { holder: Option<String> },
     #[error("the CA is stopping")]
     Stopping,
 }
 
 impl Drills {
-    /// Starts the task. A rotation found in the journal goes on at once.
+    /// Starts the task. A rotation found in the journal goes on as soon as this replica acts.
     pub fn start(
         ledger: Arc<Ledger>,
         consumers: Arc<Consumers>,
+        replicas: Replicas,
         timeout: Duration,
         absent_after: Duration,
         stop: CancellationToken,
@@ -74,6 +82,7 @@ impl Drills {
         let (commands, received) = mpsc::channel(COMMANDS);
         let drill = Drill {
             started: Instant::now(),
+            fresh: ledger.is_fresh(),
             timeout,
             absent_after,
             machine: None,
@@ -81,6 +90,7 @@ impl Drills {
             events: broadcast::Sender::new(EVENTS),
             ledger,
             consumers,
+            replicas,
         };
         tokio::spawn(drill.run(received, stop));
         Self { commands }
@@ -90,7 +100,8 @@ impl Drills {
     /// it. The last event is `Done` or `Failed`.
     ///
     /// # Errors
-    /// [`LedgerError::Rotating`] while one of the other kind is under way.
+    /// [`LedgerError::Rotating`] while one of the other kind is under way, [`RotateError::NotHere`] where another replica
+    /// acts.
     pub async fn rotate(
         &self,
         kind: Kind,
@@ -106,12 +117,46 @@ impl Drills {
             .send(command)
             .await
             .map_err(|_| RotateError::Stopping)?;
-        Ok(answer.await.map_err(|_| RotateError::Stopping)??)
+        answer.await.map_err(|_| RotateError::Stopping)?
+    }
+}
+
+/// Whether this replica acts, and what the consumers of the others have in use.
+#[derive(Debug)]
+pub struct Replicas {
+    pub standing: watch::Receiver<Standing>,
+    /// `None` for a CA that is alone.
+    pub peers: Option<Peers>,
+}
+
+impl Replicas {
+    /// For a CA that is alone.
+    pub fn none() -> Self {
+        Self {
+            standing: watch::channel(Standing::Here).1,
+            peers: None,
+        }
+    }
+
+    async fn changed(&mut self) {
+        let peers = async {
+            match &mut self.peers {
+                Some(peers) => peers.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = shared::changed(&mut self.standing) => {}
+            () = peers => {}
+        }
     }
 }
 
 struct Drill {
+    /// When this replica began to act.
     started: Instant,
+    /// Nobody can have had anything from this CA before.
+    fresh: bool,
     timeout: Duration,
     absent_after: Duration,
     machine: Option<Machine>,
@@ -120,19 +165,21 @@ struct Drill {
     events: broadcast::Sender<Event>,
     ledger: Arc<Ledger>,
     consumers: Arc<Consumers>,
+    replicas: Replicas,
 }
 
 impl Drill {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>, stop: CancellationToken) {
-        if let Some(rotation) = self.ledger.current().rotation {
-            tracing::info!(?rotation, "going on with the rotation found in the journal");
-            // Who is there is not known yet: give everybody as long as one who has just left.
-            self.enter(rotation, self.timeout, self.absent_after);
-        }
+        let mut here = false;
         let mut changed = self.consumers.subscribe();
         let mut renewal = tokio::time::interval(RENEWAL_CHECK);
         renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let acts = self.replicas.standing.borrow_and_update().is_here();
+            if acts != here {
+                here = acts;
+                self.turn(here);
+            }
             changed.mark_unchanged();
             let until = match self.poll() {
                 Some(Step::Perform(action)) => {
@@ -164,9 +211,28 @@ impl Drill {
                 },
                 // The sender is in `self`.
                 _ = changed.changed(), if until.is_some() => {}
+                () = self.replicas.changed() => {}
                 () = tokio::time::sleep_until(until.unwrap_or(self.started)), if until.is_some() => {}
-                _ = renewal.tick(), if until.is_none() => self.renew_if_due().await,
+                _ = renewal.tick(), if until.is_none() && here => self.renew_if_due().await,
             }
+        }
+    }
+
+    /// This replica begins to act, or another one does now.
+    fn turn(&mut self, here: bool) {
+        if !here {
+            self.fresh = false;
+            if self.machine.take().is_some() {
+                let message = "another replica acts now, and goes on with it";
+                self.tell(Stage::Failed, message.into(), Progress::default());
+            }
+            return;
+        }
+        self.started = Instant::now();
+        if let Some(rotation) = self.ledger.current().rotation {
+            tracing::info!(?rotation, "going on with the rotation found in the journal");
+            // Who is there is not known yet: give everybody as long as one who has just left.
+            self.enter(rotation, self.timeout, self.absent_after);
         }
     }
 
@@ -177,17 +243,19 @@ impl Drill {
             sequence: snapshot.sequence,
             generation: snapshot.certificate_generation,
         };
-        Some(machine.poll(
-            target,
-            &self.consumers.acknowledged(),
-            Instant::now().into_std(),
-        ))
+        let now = Instant::now().into_std();
+        let own = self.consumers.acknowledged();
+        let all = match &self.replicas.peers {
+            Some(peers) => peers.acknowledged(own, now),
+            None => own,
+        };
+        Some(machine.poll(target, &all, now))
     }
 
     fn enter(&mut self, rotation: Rotation, timeout: Duration, absent_after: Duration) {
         // After a restart it is not known who was there before: everybody has as long to come as one who has just left.
         // Of a fresh CA nobody was.
-        let settle = if self.ledger.is_fresh() {
+        let settle = if self.fresh {
             SETTLE.min(absent_after)
         } else {
             absent_after
@@ -203,7 +271,21 @@ impl Drill {
 
     async fn command(&mut self, command: Command) {
         let listener = self.events.subscribe();
-        let begun = self.begin(command.kind).await;
+        let begun = match &*self.replicas.standing.borrow() {
+            Standing::Here => Ok(()),
+            Standing::Other { holder } => Err(RotateError::NotHere {
+                holder: holder.clone(),
+            }),
+            Standing::Unknown => Err(RotateError::NotHere { holder: None }),
+        };
+        let begun = match begun {
+            Ok(()) => self
+                .ledger
+                .begin(command.kind)
+                .await
+                .map_err(RotateError::from),
+            Err(error) => Err(error),
+        };
         let answer = begun.map(|rotation| {
             if self.machine.is_none() {
                 let timeout = command.timeout.unwrap_or(self.timeout);
@@ -215,13 +297,6 @@ impl Drill {
         });
         // Who asked may be gone; the rotation goes on.
         let _ = command.reply.send(answer);
-    }
-
-    async fn begin(&self, kind: Kind) -> Result<Rotation, LedgerError> {
-        let ledger = self.ledger.clone();
-        tokio::task::spawn_blocking(move || ledger.begin(kind))
-            .await
-            .expect("the ledger does not panic")
     }
 
     /// An authority with a third of its life left is replaced without being asked for.
@@ -249,7 +324,7 @@ impl Drill {
         // One that has failed goes on first: left standing, it would keep the authority from ever being replaced.
         let kind = snapshot.rotation.map_or(wanted, |failed| failed.kind);
         tracing::info!(?kind, "an authority nears its end: rotating");
-        match self.begin(kind).await {
+        match self.ledger.begin(kind).await {
             Ok(rotation) => {
                 let absent_after = self.absent_after.max(ABSENT_AFTER_UNASKED);
                 self.enter(rotation, self.timeout, absent_after);
@@ -262,29 +337,25 @@ impl Drill {
     }
 
     async fn perform(&mut self, action: Action) {
-        let ledger = self.ledger.clone();
-        let performed =
-            tokio::task::spawn_blocking(move || ledger.perform(action, SystemTime::now()))
-                .await
-                .expect("the ledger does not panic");
+        let Some(machine) = &mut self.machine else {
+            return;
+        };
+        let performed = self
+            .ledger
+            .perform(machine.rotation(), action, SystemTime::now())
+            .await;
         match performed {
             Ok(rotation) => {
-                if let Some(machine) = &mut self.machine {
-                    machine.on_performed(rotation, Instant::now().into_std());
-                }
+                machine.on_performed(rotation, Instant::now().into_std());
                 self.told = None;
                 self.tell_performed(action);
             }
-            Err(error) => self.fail(&error),
+            Err(error) => self.failed(&error).await,
         }
     }
 
     async fn finish(&mut self, progress: Progress) {
-        let ledger = self.ledger.clone();
-        let finished = tokio::task::spawn_blocking(move || ledger.finish())
-            .await
-            .expect("the ledger does not panic");
-        match finished {
+        match self.ledger.finish().await {
             Ok(()) => {
                 self.machine = None;
                 let snapshot = self.ledger.current();
@@ -295,11 +366,17 @@ impl Drill {
                 );
                 self.tell(Stage::Done, message, progress);
             }
-            Err(error) => self.fail(&error),
+            Err(error) => self.failed(&error).await,
         }
     }
 
-    fn fail(&mut self, error: &LedgerError) {
+    async fn failed(&mut self, error: &LedgerError) {
+        // It comes back, or another replica takes over.
+        if error.is_passing() {
+            tracing::warn!(error = with_sources(error), "the rotation waits");
+            tokio::time::sleep(RETRY).await;
+            return;
+        }
         self.machine = None;
         self.tell(Stage::Failed, with_sources(error), Progress::default());
     }

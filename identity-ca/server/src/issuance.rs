@@ -1,21 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::admission::{Admission, Caller};
-use crate::entitlement::{Entitlements, NotEntitled};
+use crate::entitlement::NotEntitled;
+use crate::first_contact::FirstContact;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
+use crate::reading::{No, Reading};
 use crate::refusal::{Refusal, with_sources};
-use crate::tokens::Tokens;
 use podveil_ca_issuer::{Csr, chain};
 use podveil_identity::{KubernetesName, ProgramIdentity, SpiffeId, TrustDomain, WorkloadIdentity};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
-/// A node may know of a pod a moment before the CA does.
-const AHEAD: Duration = Duration::from_secs(3);
-/// Requests that wait for that at once; above it they are answered at once.
-const MAX_WAITING: usize = 1024;
 /// Shorter lives would have every clock a little off refuse them.
 const MIN_LIFE: Duration = Duration::from_secs(60);
 
@@ -23,13 +19,12 @@ const MIN_LIFE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Issuance {
     pub(crate) ledger: Arc<Ledger>,
-    pub(crate) entitlements: watch::Receiver<Option<Arc<Entitlements>>>,
-    pub(crate) tokens: Tokens,
+    pub(crate) reading: Reading,
+    pub(crate) first_contact: FirstContact,
     pub(crate) admission: Admission,
     pub(crate) metrics: Metrics,
     pub(crate) leaf_life: Duration,
     pub(crate) program_life: Duration,
-    waiting: Semaphore,
 }
 
 /// A chain as it is answered.
@@ -40,27 +35,6 @@ pub struct Issued {
 }
 
 impl Issuance {
-    pub fn new(
-        ledger: Arc<Ledger>,
-        entitlements: watch::Receiver<Option<Arc<Entitlements>>>,
-        tokens: Tokens,
-        admission: Admission,
-        metrics: Metrics,
-        leaf_life: Duration,
-        program_life: Duration,
-    ) -> Self {
-        Self {
-            ledger,
-            entitlements,
-            tokens,
-            admission,
-            metrics,
-            leaf_life,
-            program_life,
-            waiting: Semaphore::new(MAX_WAITING),
-        }
-    }
-
     /// A workload's certificate, for the node whose SVID the caller proved. `life` is clamped, never refused.
     ///
     /// # Errors
@@ -105,19 +79,19 @@ impl Issuance {
     ///
     /// # Errors
     /// [`Refusal`]; counted and logged already.
-    pub fn program(
+    pub async fn program(
         &self,
         peer: Option<&SpiffeId>,
         token: Option<&str>,
         csr: &str,
     ) -> Result<Issued, Refusal> {
         self.metrics.received();
-        let issued = self.program_checked(peer, token, csr);
+        let issued = self.program_checked(peer, token, csr).await;
         self.account(peer, &issued);
         issued
     }
 
-    fn program_checked(
+    async fn program_checked(
         &self,
         peer: Option<&SpiffeId>,
         token: Option<&str>,
@@ -131,8 +105,9 @@ impl Issuance {
             }
             (None, Some(token)) => {
                 self.admit(Caller::FirstContact)?;
-                self.tokens
-                    .program(token, Instant::now().into_std())
+                self.first_contact
+                    .program(token)
+                    .await
                     .map_err(Refusal::Token)?
             }
             (None, None) => return Err(Refusal::NoCredential),
@@ -144,6 +119,9 @@ impl Issuance {
         let id = program.spiffe_id(&self.trust_domain());
         let csr = Csr::from_pem(csr).map_err(Refusal::Csr)?;
         names_only(&csr, &id)?;
+        self.reading
+            .when(|read| read.check_program(&program), |_| true)
+            .await?;
         self.issue(&csr, &id, self.program_life, &program)
     }
 
@@ -163,31 +141,13 @@ impl Issuance {
         node: &KubernetesName,
         identity: &WorkloadIdentity,
     ) -> Result<(), Refusal> {
-        let deadline = Instant::now() + AHEAD;
-        let mut entitlements = self.entitlements.clone();
-        let mut slot = None;
-        loop {
-            let refusal = match &*entitlements.borrow_and_update() {
-                None => return Err(Refusal::NotReady),
-                Some(read) => match read.check(node, identity, Instant::now().into_std()) {
-                    Ok(()) => return Ok(()),
-                    Err(error) => Refusal::NotEntitled(error),
-                },
-            };
-            if let Refusal::NotEntitled(NotEntitled::WrongTrustDomain) = refusal {
-                return Err(refusal);
-            }
-            if slot.is_none() {
-                match self.waiting.try_acquire() {
-                    Ok(taken) => slot = Some(taken),
-                    Err(_) => return Err(refusal),
-                }
-            }
-            match tokio::time::timeout_at(deadline, entitlements.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) | Err(_) => return Err(refusal),
-            }
-        }
+        self.reading
+            .when(
+                |read| read.check(node, identity, Instant::now().into_std()),
+                |no| *no != NotEntitled::WrongTrustDomain,
+            )
+            .await?;
+        Ok(())
     }
 
     fn issue(
@@ -242,6 +202,15 @@ impl Issuance {
             error = with_sources(refusal),
             "refused"
         );
+    }
+}
+
+impl From<No<NotEntitled>> for Refusal {
+    fn from(no: No<NotEntitled>) -> Self {
+        match no {
+            No::Because(error) => Self::NotEntitled(error),
+            No::NotReady => Self::NotReady,
+        }
     }
 }
 

@@ -2,11 +2,15 @@
 use super::*;
 use crate::config::LimitsConfig;
 use crate::consumers::Consumers;
+use crate::entitlement::{Entitlements, Programs};
+use crate::first_contact::Tokens;
 use crate::ledger::Lives;
-use crate::store::Store;
+use crate::reading::AHEAD;
+use crate::store::{Directory, Store};
 use podveil_ca_client::Key;
 use podveil_ca_client::verify;
 use std::path::Path;
+use tokio::sync::watch;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
@@ -27,10 +31,15 @@ fn entitlements(node: &str) -> Option<Arc<Entitlements>> {
     );
     let cluster = podveil_source::parse(1, [(Path::new("cluster.yaml"), text.as_str())]).unwrap();
     let now = Instant::now().into_std();
-    Some(Arc::new(Entitlements::read(&cluster, None, now)))
+    Some(Arc::new(Entitlements::read(
+        &cluster,
+        &Programs::Listed,
+        None,
+        now,
+    )))
 }
 
-fn fixture(limits: LimitsConfig) -> Fixture {
+async fn fixture(limits: LimitsConfig) -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let tokens = folder.path().join("tokens");
     std::fs::create_dir(&tokens).unwrap();
@@ -40,26 +49,27 @@ fn fixture(limits: LimitsConfig) -> Fixture {
         root: 365 * DAY,
         issuing: 30 * DAY,
     };
+    let trust_domain = TrustDomain::new("cluster.local").unwrap();
     let ledger = Ledger::open(
-        Store::open(&folder.path().join("data")).unwrap(),
-        &TrustDomain::new("cluster.local").unwrap(),
+        Store::Directory(Arc::new(
+            Directory::open(&folder.path().join("data")).unwrap(),
+        )),
+        &trust_domain,
         lives,
         SystemTime::now(),
     );
-    let ledger = Arc::new(ledger.unwrap());
+    let ledger = Arc::new(ledger.await.unwrap());
     let (entitlements, received) = watch::channel(None);
-    let metrics = Metrics::new(ledger.clone(), Consumers::new());
-    let admission = Admission::new(limits, Instant::now().into_std());
     Fixture {
-        issuance: Issuance::new(
+        issuance: Issuance {
             ledger,
-            received,
-            Tokens::new(tokens),
-            admission,
-            metrics,
-            DAY,
-            DAY,
-        ),
+            reading: Reading::new(received),
+            first_contact: FirstContact::Files(Tokens::new(tokens)),
+            admission: Admission::new(limits, Instant::now().into_std()),
+            metrics: Metrics::new(),
+            leaf_life: DAY,
+            program_life: DAY,
+        },
         entitlements,
         _folder: folder,
     }
@@ -106,7 +116,7 @@ const N2: &str = "spiffe://cluster.local/podveil/node/n2";
 
 #[tokio::test(start_paused = true)]
 async fn a_node_gets_the_identity_of_its_own_workload() {
-    let fixture = fixture(LimitsConfig::default());
+    let fixture = fixture(LimitsConfig::default()).await;
     fixture.entitlements.send_replace(entitlements("n1"));
     let issued = fixture.workload(N1, WEB).await.unwrap();
     assert_eq!(issued.generation, 1);
@@ -116,7 +126,7 @@ async fn a_node_gets_the_identity_of_its_own_workload() {
 
 #[tokio::test(start_paused = true)]
 async fn another_node_is_refused_after_the_ca_could_have_caught_up() {
-    let fixture = fixture(LimitsConfig::default());
+    let fixture = fixture(LimitsConfig::default()).await;
     fixture.entitlements.send_replace(entitlements("n1"));
     let before = Instant::now();
     let refusal = fixture.workload(N2, WEB).await.unwrap_err();
@@ -126,7 +136,7 @@ async fn another_node_is_refused_after_the_ca_could_have_caught_up() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_ahead_of_the_reading_is_answered_when_it_catches_up() {
-    let fixture = fixture(LimitsConfig::default());
+    let fixture = fixture(LimitsConfig::default()).await;
     fixture.entitlements.send_replace(entitlements("n1"));
     let catches_up = async {
         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -138,14 +148,14 @@ async fn a_request_ahead_of_the_reading_is_answered_when_it_catches_up() {
 
 #[tokio::test(start_paused = true)]
 async fn before_the_first_reading_nothing_is_issued_to_nodes() {
-    let fixture = fixture(LimitsConfig::default());
+    let fixture = fixture(LimitsConfig::default()).await;
     let refusal = fixture.workload(N1, WEB).await.unwrap_err();
     assert_eq!(refusal.reason(), "not_ready");
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_is_not_a_workload_of_ours_is_refused() {
-    let fixture = fixture(LimitsConfig::default());
+    let fixture = fixture(LimitsConfig::default()).await;
     fixture.entitlements.send_replace(entitlements("n1"));
     for (identity, reason) in [
         ("spiffe://cluster.local/podveil/node/n1", "program_identity"),
@@ -174,7 +184,7 @@ async fn what_is_not_a_workload_of_ours_is_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn the_identity_is_built_again_from_its_parts() {
-    let fixture = fixture(LimitsConfig::default());
+    let fixture = fixture(LimitsConfig::default()).await;
     fixture.entitlements.send_replace(entitlements("n1"));
     // Scheme and trust domain compare without case; what is issued is the one form that peers compare with.
     let issued = fixture
@@ -185,7 +195,7 @@ async fn the_identity_is_built_again_from_its_parts() {
 
 #[tokio::test(start_paused = true)]
 async fn only_nodes_ask_for_workloads() {
-    let fixture = fixture(LimitsConfig::default());
+    let fixture = fixture(LimitsConfig::default()).await;
     fixture.entitlements.send_replace(entitlements("n1"));
     for peer in [
         "spiffe://cluster.local/podveil/controller",
@@ -210,7 +220,7 @@ async fn only_nodes_ask_for_workloads() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_names_another_identity_is_refused() {
-    let fixture = fixture(LimitsConfig::default());
+    let fixture = fixture(LimitsConfig::default()).await;
     fixture.entitlements.send_replace(entitlements("n1"));
     let refusal = fixture
         .workload_with(N1, WEB, "spiffe://cluster.local/ns/shop/sa/db", DAY)
@@ -221,7 +231,7 @@ async fn a_request_that_names_another_identity_is_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn the_life_asked_for_is_clamped_never_refused() {
-    let fixture = fixture(LimitsConfig::default());
+    let fixture = fixture(LimitsConfig::default()).await;
     fixture.entitlements.send_replace(entitlements("n1"));
     for (asked, given) in [
         (0, 24 * 3600),
@@ -248,7 +258,8 @@ async fn a_flood_is_told_when_to_come_back() {
     let fixture = fixture(LimitsConfig {
         requests_per_second_per_program: 2,
         ..LimitsConfig::default()
-    });
+    })
+    .await;
     fixture.entitlements.send_replace(entitlements("n1"));
     for _ in 0..4 {
         fixture.workload(N1, WEB).await.unwrap();
@@ -261,22 +272,28 @@ async fn a_flood_is_told_when_to_come_back() {
 
 #[tokio::test(start_paused = true)]
 async fn a_program_gets_its_own_identity_by_its_token_and_then_by_its_svid() {
-    let Fixture { issuance, .. } = &fixture(LimitsConfig::default());
+    let fixture = fixture(LimitsConfig::default()).await;
+    fixture.entitlements.send_replace(entitlements("n1"));
+    let issuance = &fixture.issuance;
     let issued = issuance
         .program(None, Some("node-one-token-0123"), &csr(N1))
+        .await
         .unwrap();
     assert_eq!(leaf(&issued).id.to_string(), N1);
     // With an SVID no token is looked at, whatever it is.
     let peer = SpiffeId::new(N1).unwrap();
     let issued = issuance
         .program(Some(&peer), Some("node-two-token-0123"), &csr(N1))
+        .await
         .unwrap();
     assert_eq!(leaf(&issued).id.to_string(), N1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_token_of_another_program_is_refused() {
-    let Fixture { issuance, .. } = &fixture(LimitsConfig::default());
+    let fixture = fixture(LimitsConfig::default()).await;
+    fixture.entitlements.send_replace(entitlements("n1"));
+    let issuance = &fixture.issuance;
     for (peer, token, named, reason) in [
         (
             None,
@@ -304,14 +321,32 @@ async fn a_token_of_another_program_is_refused() {
         let peer = peer.map(|peer| SpiffeId::new(peer).unwrap());
         let refusal = issuance
             .program(peer.as_ref(), token, &csr(named))
+            .await
             .unwrap_err();
         assert_eq!(refusal.reason(), reason, "{peer:?} {token:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_left_the_cluster_does_not_renew_its_own_svid() {
+    let fixture = fixture(LimitsConfig::default()).await;
+    let peer = SpiffeId::new("spiffe://cluster.local/podveil/node/n3").unwrap();
+    let named = csr("spiffe://cluster.local/podveil/node/n3");
+    let renewal = || fixture.issuance.program(Some(&peer), None, &named);
+    assert_eq!(renewal().await.unwrap_err().reason(), "not_ready");
+    fixture.entitlements.send_replace(entitlements("n1"));
+    let before = Instant::now();
+    assert_eq!(renewal().await.unwrap_err().reason(), "no_such_program");
+    assert_eq!(before.elapsed(), AHEAD, "it could have been ahead of us");
+}
+
+#[tokio::test(start_paused = true)]
 async fn each_refusal_is_counted_where_dashboards_look() {
-    let fixture = fixture(LimitsConfig::default());
+    let fixture = fixture(LimitsConfig::default()).await;
+    let issuance = &fixture.issuance;
+    issuance
+        .metrics
+        .observe(issuance.ledger.clone(), Consumers::new());
     fixture.entitlements.send_replace(entitlements("n1"));
     fixture.workload(N1, WEB).await.unwrap();
     fixture.workload(N2, WEB).await.unwrap_err();

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
+use crate::journal;
 use crate::rotation::{Action, Kind, Rotation};
 use crate::store::{Store, StoreError};
-use podveil_ca_issuer::{Authority, AuthorityError, Role};
+use podveil_ca_issuer::{Authority, AuthorityError, end_of_life};
 use podveil_identity::TrustDomain;
-use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
-const JOURNAL_VERSION: u32 = 1;
-
+/// Writes of one change, each after another replica was faster.
+const MAX_ATTEMPTS: usize = 5;
 /// What holds at one moment: who signs, who is trusted. Read whole, so that no answer mixes two moments.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -25,7 +24,7 @@ pub struct Snapshot {
     pub rotation: Option<Rotation>,
 }
 
-/// Authorities, bundle and rotation, kept in the data directory: every change is on disk before anybody sees it.
+/// Authorities, bundle and rotation: every change is in the store before anybody sees it.
 #[derive(Debug)]
 pub struct Ledger {
     store: Mutex<Store>,
@@ -47,45 +46,68 @@ pub struct Lives {
 pub enum LedgerError {
     #[error("an authority could not be made")]
     Authority(#[source] AuthorityError),
-    #[error("authority {serial} in the data directory is damaged")]
+    #[error("authority {serial} is damaged where it is kept")]
     DamagedAuthority {
         serial: String,
         #[source]
         source: AuthorityError,
     },
-    #[error("the journal {} is damaged", path.display())]
+    #[error("the journal {place} is damaged")]
     DamagedJournal {
-        path: PathBuf,
+        place: String,
         #[source]
         source: serde_json::Error,
     },
     #[error("the journal says what cannot be: {what}")]
     Inconsistent { what: &'static str },
-    #[error("{} is missing, although the data directory has been in use", path.display())]
-    LostJournal { path: PathBuf },
-    #[error("the data directory belongs to trust domain {found}, the configuration says {wanted}")]
+    #[error("authority {serial} is missing, although the journal names it")]
+    LostAuthority { serial: String },
+    #[error("{place} is missing, although a CA has kept its record there")]
+    LostJournal { place: String },
+    #[error("the rotation has moved on meanwhile")]
+    Moved,
+    #[error("the CA's record belongs to trust domain {found}, the configuration says {wanted}")]
     OtherTrustDomain { found: String, wanted: String },
     #[error(
-        "the data directory was written by another version of this program (journal version {found})"
+        "the CA's record was written by another version of this program (journal version {found})"
     )]
     OtherVersion { found: u32 },
     #[error("a {running:?} rotation is under way")]
     Rotating { running: Kind },
-    #[error("the data directory cannot be used")]
+    #[error("the place of the CA's record cannot be used")]
     Store(#[source] StoreError),
+    #[error("{what} is too long: certificates cannot end after the year 9999")]
+    TooLong { what: &'static str },
+    #[error("the record is older (sequence {found}) than what is in use (sequence {held})")]
+    WentBack { found: u64, held: u64 },
 }
 
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct Journal {
-    version: u32,
-    trust_domain: String,
-    sequence: u64,
-    certificate_generation: u64,
-    /// Serials, the newest last.
-    roots: Vec<String>,
-    issuing: String,
-    rotation: Option<Rotation>,
+impl LedgerError {
+    /// Trying again may help.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_passing())
+    }
+}
+
+impl Lives {
+    /// Before anything is made of them, so that no later rotation is the one to fail.
+    fn check(self, now: SystemTime) -> Result<(), LedgerError> {
+        Self::check_one("root_ttl", self.root, now)?;
+        Self::check_one("issuing_ttl", self.issuing, now)
+    }
+
+    /// # Errors
+    /// [`LedgerError::TooLong`] if no certificate made now can live so long.
+    pub fn check_one(
+        what: &'static str,
+        life: Duration,
+        now: SystemTime,
+    ) -> Result<(), LedgerError> {
+        match end_of_life(now, life) {
+            Some(_) => Ok(()),
+            None => Err(LedgerError::TooLong { what }),
+        }
+    }
 }
 
 impl Ledger {
@@ -94,25 +116,26 @@ impl Ledger {
     /// # Errors
     /// If what is kept is damaged or of another trust domain. Nothing is ever made anew in its place: that would be
     /// another CA, and every program would have to be told.
-    pub fn open(
-        store: Store,
+    pub async fn open(
+        mut store: Store,
         trust_domain: &TrustDomain,
         lives: Lives,
         now: SystemTime,
     ) -> Result<Self, LedgerError> {
-        let journal = store.read_journal().map_err(LedgerError::Store)?;
-        let fresh = journal.is_none();
-        let snapshot = match journal {
-            Some(text) => load(&store, &text, trust_domain)?,
-            // The bundle is written after the first journal.
-            None if store.has_bundle() => {
+        lives.check(now)?;
+        let record = store.load().await.map_err(LedgerError::Store)?;
+        let fresh = record.is_none();
+        let snapshot = match record {
+            Some(record) => journal::read(&record, trust_domain, &store.place())?,
+            None if store.was_used().await.map_err(LedgerError::Store)? => {
                 return Err(LedgerError::LostJournal {
-                    path: store.journal_path(),
+                    place: store.place(),
                 });
             }
             None => {
                 let snapshot = first(trust_domain, lives, now)?;
-                save(&store, None, &snapshot)?;
+                let record = journal::write(&snapshot);
+                store.save(record).await.map_err(LedgerError::Store)?;
                 tracing::info!(
                     root = snapshot.roots[0].subject(),
                     "made the first root of the trust domain"
@@ -120,10 +143,9 @@ impl Ledger {
                 snapshot
             }
         };
-        let bundle: String = snapshot.bundle_pem();
-        store.write_bundle(&bundle).map_err(LedgerError::Store)?;
         store
-            .keep_only(&snapshot.serials())
+            .settle(snapshot.bundle_pem(), snapshot.serials())
+            .await
             .map_err(LedgerError::Store)?;
         Ok(Self {
             store: Mutex::new(store),
@@ -131,6 +153,60 @@ impl Ledger {
             fresh,
             current: watch::Sender::new(Arc::new(snapshot)),
         })
+    }
+
+    /// Reads the record again if it is not of `version`: another replica may have written it.
+    ///
+    /// # Errors
+    /// If it cannot be read or used; then what was held stays.
+    pub async fn refresh(&self, version: Option<&str>) -> Result<(), LedgerError> {
+        let mut store = self.store.lock().await;
+        if version.is_some() && store.version() == version {
+            return Ok(());
+        }
+        self.read_again(&mut store).await
+    }
+
+    /// Writes what is in use into a record that is gone.
+    ///
+    /// # Errors
+    /// If it is not gone, or cannot be written.
+    pub async fn restore(&self) -> Result<(), LedgerError> {
+        let mut store = self.store.lock().await;
+        if store.load().await.map_err(LedgerError::Store)?.is_some() {
+            return Err(LedgerError::Moved);
+        }
+        let record = journal::write(&self.current());
+        store.save(record).await.map_err(LedgerError::Store)
+    }
+
+    /// Do other replicas write it too?
+    pub async fn is_shared(&self) -> bool {
+        matches!(*self.store.lock().await, Store::Secret(_))
+    }
+
+    async fn read_again(&self, store: &mut Store) -> Result<(), LedgerError> {
+        let held = self.current();
+        let record = store.load().await.map_err(LedgerError::Store)?;
+        let record = record.ok_or_else(|| LedgerError::LostJournal {
+            place: store.place(),
+        })?;
+        let read = journal::read(&record, &held.trust_domain, &store.place())?;
+        if read.sequence < held.sequence {
+            return Err(LedgerError::WentBack {
+                found: read.sequence,
+                held: held.sequence,
+            });
+        }
+        if !read.is_same(&held) {
+            tracing::info!(
+                sequence = read.sequence,
+                generation = read.certificate_generation,
+                "the record was changed by another replica"
+            );
+            self.current.send_replace(Arc::new(read));
+        }
+        Ok(())
     }
 
     /// Was it made by this start?
@@ -150,7 +226,7 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError::Rotating`] while one of the other kind is under way.
-    pub fn begin(&self, kind: Kind) -> Result<Rotation, LedgerError> {
+    pub async fn begin(&self, kind: Kind) -> Result<Rotation, LedgerError> {
         let snapshot = self.change(|now| {
             Ok(match now.rotation {
                 Some(rotation) if rotation.kind == kind => None,
@@ -164,26 +240,27 @@ impl Ledger {
                     ..now.clone()
                 }),
             })
-        })?;
-        Ok(snapshot.rotation.expect("set or found just above"))
+        });
+        Ok(snapshot.await?.rotation.expect("set or found just above"))
     }
 
-    /// Does one step of the rotation under way. Blocks on the disk.
+    /// Does the next step of the rotation under way, which stands at `from`.
     ///
     /// # Errors
-    /// If an authority cannot be made or kept; then nothing has changed.
-    pub fn perform(&self, action: Action, at: SystemTime) -> Result<Rotation, LedgerError> {
-        let mut after = None;
-        self.change(|now| {
-            let rotation = now
-                .rotation
-                .ok_or(LedgerError::Inconsistent {
-                    what: "no rotation is under way",
-                })?
-                .after(action);
-            after = Some(rotation);
+    /// If an authority cannot be made or kept, or if the rotation stands elsewhere; then nothing has changed.
+    pub async fn perform(
+        &self,
+        from: Rotation,
+        action: Action,
+        at: SystemTime,
+    ) -> Result<Rotation, LedgerError> {
+        let after = from.after(action);
+        let changed = self.change(|now| {
+            if now.rotation != Some(from) {
+                return Err(LedgerError::Moved);
+            }
             let mut next = Snapshot {
-                rotation: Some(rotation),
+                rotation: Some(after),
                 sequence: now.sequence + 1,
                 ..now.clone()
             };
@@ -203,44 +280,54 @@ impl Ledger {
                 Action::WithdrawRoots => next.roots = vec![now.newest_root().clone()],
             }
             Ok(Some(next))
-        })?;
-        Ok(after.expect("the change was made"))
+        });
+        changed.await.map(|_| after)
     }
 
     /// Writes down that the rotation is over.
     ///
     /// # Errors
     /// If the journal cannot be written.
-    pub fn finish(&self) -> Result<(), LedgerError> {
-        self.change(|now| {
+    pub async fn finish(&self) -> Result<(), LedgerError> {
+        let changed = self.change(|now| {
             Ok(Some(Snapshot {
                 rotation: None,
                 ..now.clone()
             }))
-        })
-        .map(drop)
+        });
+        changed.await.map(drop)
     }
 
-    fn change(
+    async fn change(
         &self,
-        make: impl FnOnce(&Snapshot) -> Result<Option<Snapshot>, LedgerError>,
+        make: impl Fn(&Snapshot) -> Result<Option<Snapshot>, LedgerError>,
     ) -> Result<Arc<Snapshot>, LedgerError> {
-        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.current();
-        let Some(next) = make(&before)? else {
-            return Ok(before);
-        };
-        save(&store, Some(&before), &next)?;
+        let mut store = self.store.lock().await;
+        for _ in 0..MAX_ATTEMPTS {
+            let before = self.current();
+            let Some(next) = make(&before)? else {
+                return Ok(before);
+            };
+            match store.save(journal::write(&next)).await {
+                Ok(()) => return Ok(self.changed(&mut store, next).await),
+                Err(error) if error.is_conflict() => self.read_again(&mut store).await?,
+                Err(error) => return Err(LedgerError::Store(error)),
+            }
+        }
+        Err(LedgerError::Moved)
+    }
+
+    async fn changed(&self, store: &mut Store, next: Snapshot) -> Arc<Snapshot> {
         let next = Arc::new(next);
         self.current.send_replace(next.clone());
-        // What is left over has no meaning any more; the next start removes it too.
-        if let Err(error) = store.keep_only(&next.serials()) {
-            tracing::warn!(
+        // The record holds; the next start settles what could not be settled now.
+        if let Err(error) = store.settle(next.bundle_pem(), next.serials()).await {
+            tracing::error!(
                 error = &error as &dyn std::error::Error,
-                "could not remove a replaced authority"
+                "could not bring the files in line with the record"
             );
         }
-        Ok(next)
+        next
     }
 }
 
@@ -254,6 +341,14 @@ impl Snapshot {
             .iter()
             .map(|root| root.certificate_pem())
             .collect()
+    }
+
+    /// Serials name their authorities.
+    fn is_same(&self, other: &Self) -> bool {
+        self.sequence == other.sequence
+            && self.certificate_generation == other.certificate_generation
+            && self.rotation == other.rotation
+            && self.serials() == other.serials()
     }
 
     fn serials(&self) -> Vec<String> {
@@ -286,96 +381,6 @@ fn first(
         issuing: Arc::new(issuing),
         rotation: None,
     })
-}
-
-fn load(store: &Store, text: &str, trust_domain: &TrustDomain) -> Result<Snapshot, LedgerError> {
-    let journal: Journal =
-        serde_json::from_str(text).map_err(|source| LedgerError::DamagedJournal {
-            path: store.journal_path(),
-            source,
-        })?;
-    if journal.version != JOURNAL_VERSION {
-        return Err(LedgerError::OtherVersion {
-            found: journal.version,
-        });
-    }
-    if journal.trust_domain != trust_domain.as_str() {
-        return Err(LedgerError::OtherTrustDomain {
-            found: journal.trust_domain,
-            wanted: trust_domain.to_string(),
-        });
-    }
-    let authority = |serial: &String, role: Role| {
-        let damaged = |source| LedgerError::DamagedAuthority {
-            serial: serial.clone(),
-            source,
-        };
-        let (certificate, key) = store.read_authority(serial).map_err(LedgerError::Store)?;
-        let authority = Authority::from_pem(&certificate, &key).map_err(damaged)?;
-        if authority.role() != role || authority.serial().to_string() != *serial {
-            return Err(LedgerError::Inconsistent {
-                what: "an authority's file holds another one",
-            });
-        }
-        Ok(Arc::new(authority))
-    };
-    if journal.roots.is_empty() {
-        return Err(LedgerError::Inconsistent {
-            what: "there is no root",
-        });
-    }
-    Ok(Snapshot {
-        trust_domain: trust_domain.clone(),
-        sequence: journal.sequence,
-        certificate_generation: journal.certificate_generation,
-        roots: journal
-            .roots
-            .iter()
-            .map(|serial| authority(serial, Role::Root))
-            .collect::<Result<_, _>>()?,
-        issuing: authority(&journal.issuing, Role::Issuing)?,
-        rotation: journal.rotation,
-    })
-}
-
-/// Authorities first, then the journal that names them, then what is derived from it.
-fn save(store: &Store, before: Option<&Snapshot>, next: &Snapshot) -> Result<(), LedgerError> {
-    for authority in next.authorities() {
-        let known = before.is_some_and(|before| {
-            before
-                .authorities()
-                .any(|known| known.serial() == authority.serial())
-        });
-        if !known {
-            store
-                .write_authority(
-                    &authority.serial().to_string(),
-                    authority.certificate_pem(),
-                    &authority.key_pem(),
-                )
-                .map_err(LedgerError::Store)?;
-        }
-    }
-    let serials = |authorities: &[Arc<Authority>]| {
-        authorities
-            .iter()
-            .map(|authority| authority.serial().to_string())
-            .collect()
-    };
-    let journal = Journal {
-        version: JOURNAL_VERSION,
-        trust_domain: next.trust_domain.to_string(),
-        sequence: next.sequence,
-        certificate_generation: next.certificate_generation,
-        roots: serials(&next.roots),
-        issuing: next.issuing.serial().to_string(),
-        rotation: next.rotation,
-    };
-    let text = serde_json::to_string_pretty(&journal).expect("plain data is always JSON");
-    store.write_journal(&text).map_err(LedgerError::Store)?;
-    store
-        .write_bundle(&next.bundle_pem())
-        .map_err(LedgerError::Store)
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `podveil-ca --config FILE`
+//! `podveil-ca --config FILE`, and `podveil-ca admin-stdio` beside it.
 
-use clap::Parser;
-use podveil_ca::{Config, OVERRIDES};
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use podveil_ca::{Config, DEFAULT_ADMIN_SOCKET, OVERRIDES};
 use podveil_program::{ProcessEnvironment, config, forbid_core_dumps, init_log, shutdown_signal};
 use std::path::PathBuf;
 use tokio_util::sync::CancellationToken;
@@ -14,17 +15,32 @@ struct Arguments {
     /// Configuration file (YAML).
     #[arg(long)]
     config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Connects standard input and output to the admin socket of the CA that runs here: what `podveilctl` calls through
+    /// the Kubernetes API's exec.
+    AdminStdio {
+        #[arg(long, default_value = DEFAULT_ADMIN_SOCKET)]
+        socket: PathBuf,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    match arguments.command {
+        Some(Command::AdminStdio { socket }) => podveil_ca::admin_stdio(&socket)
+            .with_context(|| format!("the admin socket {}", socket.display())),
+        None => run(arguments.config),
+    }
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
-    let config: Config = config::load(
-        arguments.config.as_deref(),
-        OVERRIDES,
-        &[],
-        &ProcessEnvironment,
-    )?;
+async fn run(file: Option<PathBuf>) -> anyhow::Result<()> {
+    let config: Config = config::load(file.as_deref(), OVERRIDES, &[], &ProcessEnvironment)?;
     init_log(config.log);
     forbid_core_dumps();
     let stop = CancellationToken::new();

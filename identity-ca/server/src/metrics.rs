@@ -25,7 +25,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    pub fn new(ledger: Arc<Ledger>, consumers: Arc<Consumers>) -> Self {
+    pub fn new() -> Self {
         let registry = Registry::new();
         let counter = |name: &str, help: &str| {
             let counter = IntCounter::new(name, help).expect("a constant, valid name");
@@ -41,7 +41,6 @@ impl Metrics {
         )
         .expect("a constant, valid name");
         register(&registry, refusals.clone());
-        register(&registry, State { ledger, consumers });
         Self {
             csr: counter("citadel_server_csr_count", "Certificate requests received."),
             success: counter(
@@ -73,6 +72,11 @@ impl Metrics {
         }
     }
 
+    /// From now on, what is read at the moment of the scrape too.
+    pub fn observe(&self, ledger: Arc<Ledger>, consumers: Arc<Consumers>) {
+        register(&self.registry, State { ledger, consumers });
+    }
+
     pub fn registry(&self) -> Registry {
         self.registry.clone()
     }
@@ -91,6 +95,7 @@ impl Metrics {
     pub(crate) fn refused(&self, refusal: &Refusal) {
         self.refusals.with_label_values(&[refusal.reason()]).inc();
         match refusal {
+            Refusal::Token(error) if !error.is_denial() => {}
             Refusal::NoCredential
             | Refusal::NotANode
             | Refusal::NotRenewable

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::admission::Exhausted;
 use crate::entitlement::NotEntitled;
-use crate::tokens::TokenError;
+use crate::first_contact::TokenError;
 use podveil_ca_issuer::{CsrError, IssueError};
 use std::error::Error;
 use std::time::Duration;
@@ -66,6 +66,9 @@ impl Refusal {
             Self::NoCredential => (Code::Unauthenticated, "no_credential"),
             Self::NoIdentity => (Code::InvalidArgument, "no_identity"),
             Self::NotANode => (Code::PermissionDenied, "caller_is_no_node"),
+            Self::NotEntitled(NotEntitled::NoSuchProgram) => {
+                (Code::PermissionDenied, "no_such_program")
+            }
             Self::NotEntitled(NotEntitled::NoSuchWorkload) => {
                 (Code::PermissionDenied, "no_such_workload_on_node")
             }
@@ -78,8 +81,7 @@ impl Refusal {
             Self::NotReady => (Code::Unavailable, "not_ready"),
             Self::NotRenewable => (Code::PermissionDenied, "caller_not_renewable"),
             Self::ProgramIdentity => (Code::PermissionDenied, "program_identity"),
-            Self::Token(TokenError::Unknown) => (Code::Unauthenticated, "unknown_token"),
-            Self::Token(_) => (Code::Unavailable, "tokens_unreadable"),
+            Self::Token(error) => token(error),
         }
     }
 
@@ -88,8 +90,28 @@ impl Refusal {
         match self {
             Self::Csr(source) => format!("{self}: {source}"),
             Self::NotEntitled(source) => format!("{self}: {source}"),
+            Self::Token(source) if source.is_denial() => format!("{self}: {source}"),
             _ => self.to_string(),
         }
+    }
+}
+
+fn token(error: &TokenError) -> (Code, &'static str) {
+    match error {
+        TokenError::Busy => (Code::Unavailable, "token_reviews_busy"),
+        TokenError::Expired => (Code::Unauthenticated, "token_expired"),
+        TokenError::Malformed => (Code::Unauthenticated, "token_malformed"),
+        TokenError::NoSuchPod => (Code::PermissionDenied, "token_pod_not_running"),
+        TokenError::NotAuthenticated => (Code::Unauthenticated, "token_not_authenticated"),
+        TokenError::NotPodBound => (Code::PermissionDenied, "token_not_pod_bound"),
+        TokenError::NotReady => (Code::Unavailable, "not_ready"),
+        TokenError::OtherAudience => (Code::Unauthenticated, "token_other_audience"),
+        TokenError::OtherServiceAccount => (Code::PermissionDenied, "token_other_service_account"),
+        TokenError::Read { .. } | TokenError::TooMany { .. } => {
+            (Code::Unavailable, "tokens_unreadable")
+        }
+        TokenError::Review(_) => (Code::Unavailable, "token_review_unavailable"),
+        TokenError::Unknown => (Code::Unauthenticated, "unknown_token"),
     }
 }
 

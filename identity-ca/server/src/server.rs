@@ -2,20 +2,26 @@
 use crate::admission::Admission;
 use crate::anonymous::{self, Bounded};
 use crate::cluster;
-use crate::config::Config;
+use crate::config::{Config, StoreConfig};
 use crate::consumers::{Consumers, Module, Name};
-use crate::drill::Drills;
+use crate::drill::{Drills, Replicas};
 use crate::issuance::Issuance;
+use crate::kubernetes::{Api, first_contact, needs_api, source};
 use crate::ledger::{Ledger, Lives};
 use crate::metrics::{Metrics, describe};
 use crate::own::OwnSvid;
+use crate::reading::Reading;
+use crate::refusal::with_sources;
 use crate::service::{AdminService, BundlesService, CertificatesService};
-use crate::store::{Store, socket_folder};
-use crate::tokens::Tokens;
+use crate::shared::Told;
+use crate::store::{Directory, Store, socket_folder};
+use crate::waiting;
 use anyhow::Context;
 use podveil_ca_client::transport;
 use podveil_ca_client::verify::Expected;
 use podveil_identity::{ProgramIdentity, TrustDomain};
+use podveil_kube::Election;
+use podveil_kube::kube::Client;
 use podveil_program::http::{self, Routes};
 use podveil_proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer;
 use podveil_proto::podveil::ca::v1::admin_server::AdminServer;
@@ -42,6 +48,8 @@ const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
+/// While the record cannot be read.
+const RETRY: Duration = Duration::from_millis(500);
 /// For answers under way when the CA is told to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -53,21 +61,46 @@ pub struct RunningCa {
     pub metrics_address: SocketAddr,
     pub readiness_address: SocketAddr,
     servers: JoinSet<anyhow::Result<()>>,
+    election: Option<Election>,
     stop: CancellationToken,
 }
 
 impl RunningCa {
-    /// Opens the data directory (making a root on first start) and serves `config` until `stop`.
+    /// Opens the record (making a root on first start) and serves `config` until `stop`.
     ///
     /// # Errors
-    /// For the operator, in one chain: a directory, address or socket that cannot be used.
+    /// For the operator, in one chain: a directory, address or socket that cannot be used, a record that is damaged.
     pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Self> {
+        let client = match needs_api(&config) {
+            true => Some(podveil_kube::client().await?),
+            false => None,
+        };
+        Self::start_with(config, client, stop).await
+    }
+
+    /// As [`start`](Self::start), where `client` leads to the API server; for a CA that has nothing on Kubernetes it is
+    /// not looked at.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_with(
+        config: Config,
+        client: Option<Client>,
+        stop: CancellationToken,
+    ) -> anyhow::Result<Self> {
         let trust_domain = TrustDomain::new(&config.trust_domain)
             .with_context(|| format!("trust_domain {:?}", config.trust_domain))?;
-        let ledger = open_ledger(&config, &trust_domain)?;
-        let consumers = Consumers::new();
-        let now = Instant::now().into_std();
+        check_leaf_lives(&config)?;
+        let api = Api::new(&config, client)?;
+        let waiting = waiting::List::default();
+        let metrics = Metrics::new();
+        let (metrics_address, readiness_address) =
+            serve_http(&config, &metrics, waiting.clone(), &stop).await?;
 
+        let ledger = open_ledger(&config, api.as_ref(), &trust_domain, &waiting, &stop).await?;
+        let consumers = Consumers::new();
+        metrics.observe(ledger.clone(), consumers.clone());
+        let now = Instant::now().into_std();
         let own = OwnSvid::new(ledger.clone(), config.program_ttl.0)?;
         let credentials = own.credentials();
         let itself = Name {
@@ -76,31 +109,38 @@ impl RunningCa {
         };
         tokio::spawn(own.run(consumers.connect(itself, now)?, stop.clone()));
 
-        let entitlements = cluster::follow(config.source.clone(), trust_domain, stop.clone());
-        let metrics = Metrics::new(ledger.clone(), consumers.clone());
-        let issuance = Arc::new(Issuance::new(
-            ledger.clone(),
-            entitlements.clone(),
-            Tokens::new(config.tokens_dir.clone()),
-            Admission::new(config.limits, now),
-            metrics.clone(),
-            config.leaf_ttl.0,
-            config.program_ttl.0,
+        let reading = Reading::new(cluster::follow(
+            source(&config, api.as_ref())?,
+            trust_domain,
+            waiting.add("cluster", ""),
+            stop.clone(),
         ));
+        let issuance = Arc::new(Issuance {
+            ledger: ledger.clone(),
+            reading: reading.clone(),
+            first_contact: first_contact(&config, api.as_ref(), &reading)?,
+            admission: Admission::new(config.limits, now),
+            metrics,
+            leaf_life: config.leaf_ttl.0,
+            program_life: config.program_ttl.0,
+        });
+        let (replicas, election) = match (config.store(), &api) {
+            (StoreConfig::Kubernetes, Some(api)) => {
+                let (replicas, election) =
+                    api.share(&ledger, &consumers, &reading, config.replica.clone(), &stop)?;
+                (replicas, Some(election))
+            }
+            _ => (Replicas::none(), None),
+        };
         let drills = Drills::start(
             ledger.clone(),
             consumers.clone(),
+            replicas,
             config.rotation.timeout.0,
             config.rotation.absent_after.0,
             stop.clone(),
         );
 
-        let pending = move || match *entitlements.borrow() {
-            Some(_) => Vec::new(),
-            None => vec!["the cluster has not been read yet".to_owned()],
-        };
-        let (metrics_address, readiness_address) =
-            serve_http(&config, &metrics, pending, &stop).await?;
         let listener = TcpListener::bind(config.listen)
             .await
             .with_context(|| format!("listening on {}", config.listen))?;
@@ -132,6 +172,7 @@ impl RunningCa {
             metrics_address,
             readiness_address,
             servers,
+            election,
             stop,
         })
     }
@@ -150,7 +191,13 @@ impl RunningCa {
                 anyhow::ensure!(!early, "a server ended by itself");
             }
         }
-        let rest = async { while self.servers.join_next().await.is_some() {} };
+        let rest = async {
+            while self.servers.join_next().await.is_some() {}
+            // Given back, the lease is free for the next replica at once.
+            if let Some(election) = self.election {
+                election.ended().await;
+            }
+        };
         if tokio::time::timeout(STOP_TIMEOUT, rest).await.is_err() {
             tracing::debug!("connections were still open at the end");
         }
@@ -163,16 +210,49 @@ impl RunningCa {
 /// # Errors
 /// As [`RunningCa::start`] and [`RunningCa::ended`].
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    RunningCa::start(config, stop).await?.ended().await
+    match stop
+        .run_until_cancelled(RunningCa::start(config, stop.clone()))
+        .await
+    {
+        Some(running) => running?.ended().await,
+        None => Ok(()),
+    }
 }
 
-fn open_ledger(config: &Config, trust_domain: &TrustDomain) -> anyhow::Result<Arc<Ledger>> {
-    let store = Store::open(&config.data_dir)?;
+async fn open_ledger(
+    config: &Config,
+    api: Option<&Api>,
+    trust_domain: &TrustDomain,
+    waiting: &waiting::List,
+    stop: &CancellationToken,
+) -> anyhow::Result<Arc<Ledger>> {
+    let waiting = waiting.add("record", "the CA's record has not been read yet");
     let lives = Lives {
         root: config.root_ttl.0,
         issuing: config.issuing_ttl.0,
     };
-    let ledger = Ledger::open(store, trust_domain, lives, SystemTime::now())?;
+    let mut told = Told::default();
+    let ledger = loop {
+        let store = match (config.store(), api) {
+            (StoreConfig::Kubernetes, Some(api)) => Store::Secret(Box::new(api.secret())),
+            _ => Store::Directory(Arc::new(Directory::open(&config.data_dir)?)),
+        };
+        match Ledger::open(store, trust_domain, lives, SystemTime::now()).await {
+            Ok(ledger) => break ledger,
+            // The API server is away, or another replica makes the first root.
+            Err(error) if error.is_passing() => {
+                const WHAT: &str = "the CA's record has not been read yet";
+                waiting.set(format!("{WHAT}: {}", with_sources(&error)));
+                told.failure(WHAT, &error);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::select! {
+            () = stop.cancelled() => anyhow::bail!("stopped before the record could be read"),
+            () = tokio::time::sleep(RETRY) => {}
+        }
+    };
+    waiting.done();
     let snapshot = ledger.current();
     for authority in snapshot.authorities() {
         tracing::info!(
@@ -185,11 +265,22 @@ fn open_ledger(config: &Config, trust_domain: &TrustDomain) -> anyhow::Result<Ar
     Ok(Arc::new(ledger))
 }
 
+/// Before the first certificate is to be made of them.
+fn check_leaf_lives(config: &Config) -> anyhow::Result<()> {
+    for (what, life) in [
+        ("leaf_ttl", config.leaf_ttl),
+        ("program_ttl", config.program_ttl),
+    ] {
+        Lives::check_one(what, life.0, SystemTime::now())?;
+    }
+    Ok(())
+}
+
 /// One server where both addresses are the same.
 async fn serve_http(
     config: &Config,
     metrics: &Metrics,
-    pending: impl Fn() -> Vec<String> + Send + Sync + 'static,
+    waiting: waiting::List,
     stop: &CancellationToken,
 ) -> anyhow::Result<(SocketAddr, SocketAddr)> {
     let serve = async |address: SocketAddr, routes| {
@@ -197,6 +288,7 @@ async fn serve_http(
             .await
             .with_context(|| format!("listening on {address}"))
     };
+    let pending = move || waiting.lines();
     let shared =
         config.metrics_address == config.readiness_address && config.metrics_address.port() != 0;
     let routes = Routes::default().metrics(metrics.registry());

@@ -140,7 +140,9 @@ fn to_wire(event: Event) -> wire::RotationEvent {
 fn to_status(error: RotateError) -> Status {
     let text = with_sources(&error);
     match error {
-        RotateError::Ledger(LedgerError::Rotating { .. }) => Status::failed_precondition(text),
+        RotateError::Ledger(LedgerError::Rotating { .. }) | RotateError::NotHere { .. } => {
+            Status::failed_precondition(text)
+        }
         RotateError::Ledger(_) => Status::internal(text),
         RotateError::Stopping => Status::unavailable(text),
     }

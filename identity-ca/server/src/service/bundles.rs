@@ -2,6 +2,7 @@
 use super::peer;
 use crate::consumers::{Connection, Consumers, InUse, Name};
 use crate::ledger::{Ledger, Snapshot};
+use crate::refusal::with_sources;
 use podveil_identity::ProgramIdentity;
 use podveil_proto::podveil::node::v1 as wire;
 use podveil_proto::podveil::node::v1::trust_bundles_server::TrustBundles;
@@ -83,7 +84,7 @@ impl Subscriber {
             .consumers
             .connect(name, Instant::now().into_std())
             .map_err(|full| Status::resource_exhausted(full.to_string()))?;
-        self.acknowledged(&consumer, first)?;
+        self.acknowledged(&consumer, first).await?;
 
         let mut ledger = self.service.ledger.subscribe();
         let mut consumers = self.service.consumers.subscribe();
@@ -91,7 +92,7 @@ impl Subscriber {
         loop {
             tokio::select! {
                 message = self.received.message() => match message? {
-                    Some(message) => self.acknowledged(&consumer, message)?,
+                    Some(message) => self.acknowledged(&consumer, message).await?,
                     None => return Ok(()),
                 },
                 place = self.bundles.reserve(), if unsent.is_some() => {
@@ -111,15 +112,25 @@ impl Subscriber {
         }
     }
 
-    fn acknowledged(
+    async fn acknowledged(
         &self,
         consumer: &Connection,
         message: wire::BundleInUse,
     ) -> Result<(), Status> {
-        let current = self.service.ledger.current();
-        if message.sequence > current.sequence
-            || message.certificate_generation > current.certificate_generation
-        {
+        let ledger = &self.service.ledger;
+        let is_ahead = || {
+            let current = ledger.current();
+            message.sequence > current.sequence
+                || message.certificate_generation > current.certificate_generation
+        };
+        if is_ahead() && ledger.is_shared().await {
+            // It came from another replica, which is a moment ahead of us.
+            ledger.refresh(None).await.map_err(|error| {
+                tracing::warn!(error = with_sources(&error), "the record cannot be read");
+                Status::unavailable("the CA's record cannot be read at the moment")
+            })?;
+        }
+        if is_ahead() {
             return Err(Status::invalid_argument(
                 "what is acknowledged has not been sent: the data of another CA?",
             ));

@@ -57,11 +57,11 @@ impl Programs for CertificatesService {
         request: Request<ProgramSvidRequest>,
     ) -> Result<Response<ProgramSvidResponse>, Status> {
         let peer = peer(&request);
-        let issued = self.0.program(
-            peer.as_ref(),
-            bearer(request.metadata()),
-            &request.get_ref().csr,
-        )?;
+        let token = bearer(request.metadata());
+        let issued = self
+            .0
+            .program(peer.as_ref(), token, &request.get_ref().csr)
+            .await?;
         Ok(Response::new(ProgramSvidResponse {
             cert_chain: issued.chain,
             certificate_generation: issued.generation,

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+use super::TokenError;
 use podveil_identity::{KubernetesName, ProgramIdentity};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -31,21 +32,6 @@ struct Read {
     at: Instant,
     /// `None`: two programs have this token, so it proves neither.
     programs: HashMap<[u8; 32], Option<ProgramIdentity>>,
-}
-
-/// Why a token is not taken.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenError {
-    #[error("reading the tokens in {}", path.display())]
-    Read {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("{} holds more than {MAX_TOKENS} tokens", path.display())]
-    TooMany { path: PathBuf },
-    #[error("no program has this token")]
-    Unknown,
 }
 
 impl Tokens {
@@ -94,6 +80,7 @@ fn read_folder(folder: &Path) -> Result<HashMap<[u8; 32], Option<ProgramIdentity
         if seen >= MAX_TOKENS {
             return Err(TokenError::TooMany {
                 path: folder.to_owned(),
+                max: MAX_TOKENS,
             });
         }
         let path = entry.map_err(failed)?.path();
