@@ -19,6 +19,7 @@ use crate::zds::{AddedWorkload, WorkloadInfo, Workloads};
 use pod::Pod;
 use podveil_ca_client::{TrustBundle, WorkloadCertificates};
 use podveil_identity::{IdentityError, TrustDomain, WorkloadIdentity};
+use podveil_inbound::Kubelet;
 use podveil_model::Uid;
 use podveil_netns::{NetNs, NetNsError};
 use podveil_state::{Limits, StateHandle};
@@ -38,6 +39,7 @@ pub struct Shared {
     pub listeners: ListenerSource,
     /// On the sockets made in pods; `None` makes them without privileges.
     pub mark: Option<u32>,
+    pub kubelet: Arc<dyn Kubelet>,
     pub limits: Limits,
     pub state: StateHandle,
     pub certificates: WorkloadCertificates,

@@ -29,6 +29,7 @@ use podveil_ca_client::{
     Module, ProgramConfig, ProgramCredentials, WorkloadCertificates, WorkloadLimits, transport,
 };
 use podveil_identity::ProgramIdentity;
+use podveil_inbound::NoKubelet;
 use podveil_model::{Epoch, MeshConfig};
 use podveil_net::MARK;
 use podveil_program::http::{self, Routes};
@@ -153,6 +154,7 @@ impl Proxy {
             trust_domain: config.trust_domain.clone(),
             listeners: listeners(&config, links.mark),
             mark: links.mark,
+            kubelet: Arc::new(NoKubelet),
             limits: limits(section),
             state: state.clone(),
             certificates: certificates.clone(),

@@ -10,7 +10,7 @@
 //! tunnel, stream and plain connection, and one that watches the state. They end with `PodContext::stop`, or after
 //! `PodContext::drain` with the last connection.
 //!
-//! Left out: waypoints and application tunnels; recognising the kubelet.
+//! Left out: waypoints and application tunnels; how the kubelet is recognised ([`Kubelet`]).
 
 #![forbid(unsafe_code)]
 
@@ -23,4 +23,4 @@ mod shares;
 mod target;
 
 pub use hbone::Inbound;
-pub use plain::PlainInbound;
+pub use plain::{Kubelet, NoKubelet, PlainInbound};

@@ -4,9 +4,10 @@ use crate::registry::Registry;
 use crate::rules::{Facts, Source};
 use crate::target::{self, NotOurs};
 use podveil_flow::DropReason;
-use podveil_model::{INBOUND_PORT, LocalAddr, OriginalDst, PeerAddr};
+use podveil_model::{INBOUND_PORT, LocalAddr, OriginalDst, PeerAddr, Workload};
 use podveil_net::{ConnectError, Duplex, NoOriginalDst, TcpEnd, original_dst, prepare_application};
 use podveil_state::{PodContext, serve};
+use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -15,10 +16,29 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
+/// Tells the kubelet's own connections from all others.
+pub trait Kubelet: fmt::Debug + Send + Sync + 'static {
+    /// Is the connection from `peer` to `local` (the pod's own address and port, as they were dialled) one that this node's
+    /// own kubelet opened? Asked once for each plain connection to a port that the pod's spec names for probes, on the
+    /// connection's task: a few system calls, no waiting. Where it cannot be told the answer is no.
+    fn is_probe(&self, peer: SocketAddr, local: SocketAddr) -> bool;
+}
+
+/// Recognises no kubelet: where there is none, or nobody can tell.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoKubelet;
+
+impl Kubelet for NoKubelet {
+    fn is_probe(&self, _: SocketAddr, _: SocketAddr) -> bool {
+        false
+    }
+}
+
 /// The path of plain connections to one pod, captured to 15006.
 #[derive(Debug)]
 pub struct PlainInbound {
     pod: Arc<PodContext>,
+    kubelet: Arc<dyn Kubelet>,
     registry: Arc<Registry>,
     held: Arc<Semaphore>,
     living: Arc<Semaphore>,
@@ -96,8 +116,8 @@ impl Accepted {
 
 impl PlainInbound {
     /// Serves captured plain connections until `drain` or `stop`; returns when the last connection is over.
-    pub async fn run(pod: Arc<PodContext>, listeners: Vec<TcpListener>) {
-        let inbound = Arc::new(Self::new(pod.clone()));
+    pub async fn run(pod: Arc<PodContext>, kubelet: Arc<dyn Kubelet>, listeners: Vec<TcpListener>) {
+        let inbound = Arc::new(Self::new(pod.clone(), kubelet));
         let taking = inbound.clone();
         let accepting = serve(&pod, listeners, &inbound.tasks, move |stream, peer| {
             taking.take(stream, peer);
@@ -105,8 +125,9 @@ impl PlainInbound {
         inbound.registry.watch_while(&pod.state, accepting).await;
     }
 
-    pub(crate) fn new(pod: Arc<PodContext>) -> Self {
+    pub(crate) fn new(pod: Arc<PodContext>, kubelet: Arc<dyn Kubelet>) -> Self {
         Self {
+            kubelet,
             registry: Arc::default(),
             held: Arc::new(Semaphore::new(pod.limits.max_held)),
             living: Arc::new(Semaphore::new(pod.limits.max_connections)),
@@ -167,6 +188,16 @@ impl PlainInbound {
         }
     }
 
+    fn source(&self, peer: PeerAddr, destination: SocketAddr, workload: &Workload) -> Source {
+        let is_probe = workload.probe_ports.contains(&destination.port())
+            && self.kubelet.is_probe(peer.0, destination);
+        if is_probe {
+            Source::Kubelet
+        } else {
+            Source::Plain
+        }
+    }
+
     async fn connect(&self, ends: Ends) -> Result<Connected, Refused> {
         let pod = &*self.pod;
         let deadline = pod.hold_deadline();
@@ -177,7 +208,7 @@ impl PlainInbound {
         let facts = Facts {
             uid: pod.uid.clone(),
             source_ip: ends.peer.ip(),
-            source: Source::Plain,
+            source: self.source(ends.peer, destination, &workload),
             destination,
         };
         let permitted = Permitted::wait(pod, &self.registry, facts, deadline)

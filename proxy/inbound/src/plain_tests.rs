@@ -14,6 +14,16 @@ fn us() -> WorkloadBuilder {
     workload("us").address("10.0.0.2")
 }
 
+/// The kubelet, as a test wants it.
+#[derive(Debug)]
+struct OnlyFrom(&'static str);
+
+impl Kubelet for OnlyFrom {
+    fn is_probe(&self, peer: SocketAddr, _: SocketAddr) -> bool {
+        peer == self.0.parse().unwrap()
+    }
+}
+
 struct Bench {
     rig: Rig,
     inbound: Arc<PlainInbound>,
@@ -33,7 +43,10 @@ impl Bench {
             view.insert_workload(enrolled.build());
             view.set_synced();
         });
-        let inbound = Arc::new(PlainInbound::new(rig.pod.clone()));
+        let inbound = Arc::new(PlainInbound::new(
+            rig.pod.clone(),
+            Arc::new(OnlyFrom("10.0.0.9:40000")),
+        ));
         let watched = inbound.clone();
         tokio::spawn(async move {
             let (state, stop) = (watched.pod.state.clone(), watched.pod.stop.clone());
@@ -153,4 +166,42 @@ async fn strict_mode_policy_and_removal_end_a_living_connection() {
         view.remove_address("us");
     });
     assert_eq!(removed.await, Err(CloseReason::WorkloadGone));
+}
+
+#[tokio::test]
+async fn only_the_kubelet_probes_a_strict_pod_in_plain() {
+    let bench = Bench::new();
+    let application = bench.rig.network.listen("10.0.0.2:8080").await;
+    let strict = us().mode(Mode::Strict).probe_port(8080).epoch(2, 0).build();
+    bench.rig.state.update(|view| {
+        view.insert_workload(strict);
+    });
+    let mut probe = bench.client("10.0.0.9:40000", "10.0.0.2:8080").await;
+    let (mut server, _) = application.accept().await.unwrap();
+    probe.shutdown().await.unwrap();
+    let mut nothing = String::new();
+    server.read_to_string(&mut nothing).await.unwrap();
+    server.write_all(b"ok").await.unwrap();
+    drop(server);
+    let mut answer = String::new();
+    probe.read_to_string(&mut answer).await.unwrap();
+    assert_eq!(answer, "ok");
+    let record = bench.closed().await;
+    let rule = Some("kubelet probe".to_owned());
+    assert_eq!(record.verdict, Verdict::Allowed { rule });
+
+    // The same address, another socket; and the kubelet, to a port that is not for probes.
+    for (peer, to) in [
+        ("10.0.0.9:40001", "10.0.0.2:8080"),
+        ("10.0.0.9:40000", "10.0.0.2:8081"),
+    ] {
+        let mut client = bench.client(peer, to).await;
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap_err();
+    }
+    for record in &bench.rig.records.closed(3).await[1..] {
+        assert!(
+            matches!(record.verdict, Verdict::Dropped { reason, .. } if reason == DropReason::PlaintextStrict)
+        );
+    }
 }

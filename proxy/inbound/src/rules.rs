@@ -27,6 +27,8 @@ pub enum Source {
         identity: WorkloadIdentity,
         uid: Uid,
     },
+    /// Plain, and from this node's own kubelet: as much as a plain connection, and a probe where the pod's spec says so.
+    Kubelet,
     Plain,
 }
 
@@ -34,7 +36,7 @@ impl Source {
     fn identity(&self) -> Option<&WorkloadIdentity> {
         match self {
             Self::Proved { identity, .. } => Some(identity),
-            Self::Plain => None,
+            Self::Kubelet | Self::Plain => None,
         }
     }
 }
@@ -51,15 +53,27 @@ pub enum Moment {
 #[derive(Clone, Debug)]
 pub struct Allowed {
     pub workload: Arc<Workload>,
-    pub permit: Permit,
+    pub by: By,
+}
+
+/// What allowed it.
+#[derive(Clone, Debug)]
+pub enum By {
+    Policy(Permit),
+    /// It is a probe that the pod's own spec asks for: neither mode nor policy is asked.
+    Probe,
 }
 
 impl Allowed {
     pub fn verdict(&self) -> Verdict {
-        let rule = self.permit.rule.as_ref();
-        Verdict::Allowed {
-            rule: rule.map(|(policy, rule)| format!("{policy} rule {rule}")),
-        }
+        let rule = match &self.by {
+            By::Policy(permit) => {
+                let rule = permit.rule.as_ref();
+                rule.map(|(policy, rule)| format!("{policy} rule {rule}"))
+            }
+            By::Probe => Some("kubelet probe".to_owned()),
+        };
+        Verdict::Allowed { rule }
     }
 }
 
@@ -156,7 +170,13 @@ pub fn check(view: &View, facts: &Facts, moment: Moment) -> Result<Allowed, Refu
                 return Err(Refused::SourceGone { uid: uid.clone() });
             }
         }
-        Source::Plain => check_plain(view, workload, facts, moment)?,
+        Source::Kubelet if workload.probe_ports.contains(&facts.destination.port()) => {
+            return Ok(Allowed {
+                workload: workload.clone(),
+                by: By::Probe,
+            });
+        }
+        Source::Kubelet | Source::Plain => check_plain(view, workload, facts, moment)?,
     }
     let connection = Connection {
         source: facts.source.identity(),
@@ -169,7 +189,7 @@ pub fn check(view: &View, facts: &Facts, moment: Moment) -> Result<Allowed, Refu
         .map_err(Refused::Policy)?;
     Ok(Allowed {
         workload: workload.clone(),
-        permit,
+        by: By::Policy(permit),
     })
 }
 

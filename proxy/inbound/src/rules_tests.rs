@@ -87,6 +87,25 @@ fn strict_refuses_plain_also_while_it_lives() {
 }
 
 #[test]
+fn a_probe_passes_in_every_mode_and_against_every_policy_on_the_ports_of_the_spec_only() {
+    let kubelet = |port| Facts {
+        source: Source::Kubelet,
+        ..plain("10.0.0.99", port)
+    };
+    for mode in [Mode::Permissive, Mode::Strict] {
+        let mut view = view(&[us().mode(mode).probe_port(8080).build()]);
+        view.insert_policy("shop/nobody".into(), policy("nobody").build());
+        for moment in [Moment::Opening, Moment::Living] {
+            let allowed = check(&view, &kubelet(8080), moment).unwrap();
+            let rule = Some("kubelet probe".to_owned());
+            assert_eq!(allowed.verdict(), Verdict::Allowed { rule });
+            assert!(check(&view, &kubelet(8081), moment).is_err());
+            assert!(check(&view, &plain("10.0.0.99", 8080), moment).is_err());
+        }
+    }
+}
+
+#[test]
 fn plain_and_excluded_ports_take_plain() {
     let ours = us().plain_inbound_port(9090).exclude_inbound_port(9091);
     let view = view(&[ours.build(), peer().build()]);

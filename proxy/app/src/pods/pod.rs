@@ -139,7 +139,9 @@ impl Pod {
         let (outbound, plain, hbone) =
             (spawn(outbound), spawn(inbound_plain), spawn(inbound_hbone));
         self.tasks.spawn(Outbound::run(context.clone(), outbound));
-        self.tasks.spawn(PlainInbound::run(context.clone(), plain));
+        let kubelet = self.shared.kubelet.clone();
+        self.tasks
+            .spawn(PlainInbound::run(context.clone(), kubelet, plain));
         self.tasks.spawn(Inbound::run(context, hbone));
     }
 
