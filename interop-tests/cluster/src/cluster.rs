@@ -148,11 +148,53 @@ impl Cluster {
     /// # Errors
     /// With what kubectl wrote to standard error, if it fails.
     pub fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let kubeconfig = format!("--kubeconfig={}", self.kubeconfig().display());
-        run(
-            &text(&tools::path(Tool::Kubectl)?),
-            [&[kubeconfig.as_str()], arguments].concat(),
-        )
+        let command = self.kubectl_command()?;
+        let own = command[1..].iter().map(String::as_str);
+        run(&command[0], own.chain(arguments.iter().copied()))
+    }
+
+    /// How to call kubectl for this cluster: the words to begin with.
+    ///
+    /// # Errors
+    /// If it is not built and cannot be.
+    pub fn kubectl_command(&self) -> anyhow::Result<Vec<String>> {
+        Ok(vec![
+            text(&tools::path(Tool::Kubectl)?),
+            format!("--kubeconfig={}", self.kubeconfig().display()),
+        ])
+    }
+
+    /// Calls `work` with an address of loopback that leads to the pod's port, as `kubectl port-forward` does.
+    ///
+    /// # Errors
+    /// If it does not stand in time, or `work` fails.
+    pub fn port_forward<T>(
+        &self,
+        namespace: &str,
+        pod: &str,
+        port: u16,
+        work: impl FnOnce(&str) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let mut command = self.kubectl_command()?;
+        command.extend([
+            format!("--namespace={namespace}"),
+            "port-forward".to_owned(),
+            format!("pod/{pod}"),
+            format!(":{port}"),
+        ]);
+        let log = self.folder.path().join("port-forward.log");
+        fs::write(&log, "")?;
+        let mut forward = Program::start(self.folder.path(), "port-forward", &command)?;
+        let address = eventually(START, "a port is forwarded", || {
+            forward.check_running()?;
+            let said = fs::read_to_string(&log)?;
+            let address = said
+                .split_whitespace()
+                .find(|word| word.starts_with("127.0.0.1:"))
+                .with_context(|| format!("it said {said:?}"))?;
+            Ok(address.to_owned())
+        })?;
+        work(&address)
     }
 
     /// # Errors
@@ -183,6 +225,21 @@ impl Cluster {
     pub fn get(&self, arguments: &[&str]) -> anyhow::Result<Value> {
         let answer = self.kubectl(&[&["get", "--output=json"], arguments].concat())?;
         serde_json::from_str(&answer).context("reading an object")
+    }
+
+    /// # Errors
+    /// If a pod of the namespace is not ready in time.
+    pub fn wait_for_pods(&self, namespace: &str) -> anyhow::Result<()> {
+        let namespace = format!("--namespace={namespace}");
+        self.kubectl(&[
+            "wait",
+            "--for=condition=Ready",
+            "pod",
+            "--all",
+            "--timeout=60s",
+            &namespace,
+        ])
+        .map(drop)
     }
 
     /// Runs a command in a pod, by the API server and the kubelet.
@@ -312,7 +369,7 @@ fn connect(folder: &Folder, control: &Machine, nodes: &[Node; 2]) -> anyhow::Res
             nodes[0].machine.init.to_string(),
             nodes[1].machine.init.to_string(),
             folder.number.to_string(),
-            format!("podveil{}", folder.number),
+            format!("bed{}", folder.number),
         ],
     )
     .map(drop)
@@ -386,7 +443,7 @@ impl Janitor {
         Command::new("sh")
             .args(["-c", include_str!("../scripts/janitor.sh"), "janitor"])
             .arg(folder.path())
-            .arg(format!("podveil{}", folder.number))
+            .arg(format!("bed{}", folder.number))
             .stdin(Stdio::piped())
             // Of a group of its own: Ctrl-C on the terminal is not for it.
             .process_group(0)

@@ -41,7 +41,7 @@ impl Node {
                 .parse()
                 .expect("numbers make an address"),
             index,
-            cgroup: format!("podveil{cluster}-{}", machine.name),
+            cgroup: format!("bed{cluster}-{}", machine.name),
             folder: folder.to_owned(),
             machine,
         }
