@@ -54,7 +54,8 @@ seccompProfile:
   type: RuntimeDefault
 {{- end }}
 
-{{- /* The configuration of the programs and the roots, which the CA publishes later than this pod starts. */ -}}
+{{- /* The configuration of the programs, and the roots. Until the CA has published these, at the first installation, the
+kubelet does not start the pod and tries again within seconds; into a pod that runs, it would bring them in a minute. */ -}}
 {{- define "podveil.configVolume" -}}
 - name: config
   projected:
@@ -67,7 +68,6 @@ seccompProfile:
             {{- end }}
       - configMap:
           name: podveil-roots
-          optional: true
           items:
             - { key: bundle.pem, path: bundle.pem }
 {{- end }}
