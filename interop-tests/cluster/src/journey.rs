@@ -2,8 +2,8 @@
 //! The journey that Podveil exists for: install, label a namespace, curl, label off, uninstall. One walk for the test and
 //! for the demo; each step is a line that holds or says why not.
 
-use crate::Cluster;
 use crate::podveil::{APP_PORT, Checkout, Podveil, curl, leftovers, pod, urls};
+use crate::{Cluster, Load};
 use anyhow::{Context, ensure};
 use podveil_netns::NetNs;
 use podveil_sim::app::MARKER;
@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 const SETTLE: Duration = Duration::from_secs(60);
+const SERVERS: [&str; 2] = ["http://near-service.shop/", "http://far-service.shop/"];
 /// TLS is seen on this port of pods, and nothing else that carries bytes.
 const HBONE_PORT: u16 = 15008;
 
@@ -53,7 +54,7 @@ pub fn walk(cluster: &Cluster, checkout: &Checkout, line: &mut Line<'_>) -> anyh
         each_way(cluster),
     )?;
 
-    let load = Load::start(cluster)?;
+    let load = Load::start(cluster, "shop", "client", &SERVERS)?;
     let began = Instant::now();
     podveil.label("shop", true)?;
     let enrolled = podveil.wait_for_stage("shop", "mandatory", SETTLE);
@@ -92,7 +93,7 @@ pub fn walk(cluster: &Cluster, checkout: &Checkout, line: &mut Line<'_>) -> anyh
         probes(cluster),
     )?;
 
-    let load = Load::start(cluster)?;
+    let load = Load::start(cluster, "shop", "client", &SERVERS)?;
     let began = Instant::now();
     podveil.label("shop", false)?;
     let released = podveil.wait_for_stage("shop", "none", SETTLE);
@@ -107,7 +108,7 @@ pub fn walk(cluster: &Cluster, checkout: &Checkout, line: &mut Line<'_>) -> anyh
 
     podveil.label("shop", true)?;
     podveil.wait_for_stage("shop", "mandatory", SETTLE)?;
-    let load = Load::start(cluster)?;
+    let load = Load::start(cluster, "shop", "client", &SERVERS)?;
     let began = Instant::now();
     line(
         "helm uninstall with the label still on",
@@ -258,52 +259,4 @@ fn probes(cluster: &Cluster) -> anyhow::Result<String> {
     })?;
     ensure!(body.contains(MARKER), "port-forward answers {body:?}");
     Ok(String::new())
-}
-
-/// One request after the other from `client` to both servers, each on a connection of its own.
-struct Load<'a> {
-    cluster: &'a Cluster,
-    worker: std::thread::JoinHandle<anyhow::Result<String>>,
-}
-
-const LOAD: &str = "rm -f /tmp/stop; total=0; failed=0
-while [ ! -e /tmp/stop ]; do
-    for server in near far; do
-        total=$((total + 1))
-        curl -sS --fail --max-time 10 --output /dev/null http://$server-service.shop/ 2>>/tmp/errors || failed=$((failed + 1))
-    done
-done
-echo $total $failed $(tail -n 1 /tmp/errors)";
-
-impl<'a> Load<'a> {
-    fn start(cluster: &'a Cluster) -> anyhow::Result<Self> {
-        cluster.exec(
-            "shop",
-            "client",
-            &["sh", "-c", "mkdir -p /tmp; : >/tmp/errors"],
-        )?;
-        let kubectl = cluster.kubectl_command()?;
-        let worker = std::thread::spawn(move || {
-            let (program, arguments) = kubectl.split_first().context("a command has a name")?;
-            let exec = ["--namespace=shop", "exec", "client", "--", "sh", "-c", LOAD];
-            podveil_sim::run(program, arguments.iter().map(String::as_str).chain(exec))
-        });
-        Ok(Self { cluster, worker })
-    }
-
-    fn finish(self) -> anyhow::Result<String> {
-        self.cluster
-            .exec("shop", "client", &["touch", "/tmp/stop"])?;
-        let said = self
-            .worker
-            .join()
-            .map_err(|_| anyhow::anyhow!("the load panicked"))??;
-        let mut words = said.split_whitespace();
-        let (total, failed) = (words.next(), words.next());
-        ensure!(
-            failed == Some("0"),
-            "requests, failures, last error: {said}"
-        );
-        Ok(format!("{} requests", total.unwrap_or_default()))
-    }
 }

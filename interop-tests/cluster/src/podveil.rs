@@ -88,7 +88,7 @@ impl<'a> Podveil<'a> {
         for program in ["ca", "controller", "node"] {
             text.push_str(&ask(&[
                 "logs",
-                &format!("--selector=app.kubernetes.io/component={program}"),
+                &format!("--selector=app.kubernetes.io/component=podveil-{program}"),
                 "--all-containers",
                 "--prefix",
                 "--tail=8",
@@ -226,6 +226,41 @@ spec:
       imagePullPolicy: Never
       args: [serve, '{APP_PORT}']
       readinessProbe: {{ httpGet: {{ path: /, port: {APP_PORT} }}, periodSeconds: 1 }}
+---
+apiVersion: v1
+kind: Service
+metadata: {{ name: {name}-service, namespace: {namespace} }}
+spec:
+  ipFamilyPolicy: RequireDualStack
+  selector: {{ app: {name} }}
+  ports: [{{ port: 80, targetPort: {APP_PORT} }}]
+---
+"
+    )
+}
+
+/// A Deployment with the test application on [`APP_PORT`], whose pods end as an application should: they leave the Service
+/// first, then serve what still comes. And a Service `<name>-service` of both families on port 80 for it.
+pub fn deployment(namespace: &str, name: &str, replicas: u32) -> String {
+    format!(
+        "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{ name: {name}, namespace: {namespace} }}
+spec:
+  replicas: {replicas}
+  selector: {{ matchLabels: {{ app: {name} }} }}
+  template:
+    metadata: {{ labels: {{ app: {name} }} }}
+    spec:
+      terminationGracePeriodSeconds: 5
+      containers:
+        - name: app
+          image: {APP_IMAGE}
+          imagePullPolicy: Never
+          args: [serve, '{APP_PORT}']
+          readinessProbe: {{ httpGet: {{ path: /, port: {APP_PORT} }}, periodSeconds: 1 }}
+          lifecycle: {{ preStop: {{ sleep: {{ seconds: 4 }} }} }}
 ---
 apiVersion: v1
 kind: Service
