@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Endpoint, Uri};
 
 /// Where the CA's default puts it.
-const DEFAULT_SOCKET: &str = "/var/run/podveil-ca/admin.sock";
+const DEFAULT_SOCKET: &str = "/run/podveil/ca/admin.sock";
 
 /// Which CA.
 #[derive(Clone, Debug, clap::Args)]

@@ -40,6 +40,27 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// The API server's version, `(1, 33)`.
+    ///
+    /// # Errors
+    /// If there is no way to it. That it says no, or a version nobody can read, is the answer within.
+    pub async fn version(&self) -> anyhow::Result<Answered<(u32, u32)>> {
+        let version = match self.client.apiserver_version().await {
+            Ok(version) => version,
+            Err(kube::Error::Api(refused)) => return Ok(Err(refused.to_string())),
+            Err(error) => {
+                return Err(error).or_cure(
+                    "asking the API server for its version",
+                    "`kubectl version` takes the same way; `--kubeconfig` and `--context` choose another cluster",
+                );
+            }
+        };
+        // Some providers write `33+`.
+        let minor = version.minor.trim_end_matches('+').parse().ok();
+        let parsed = version.major.parse().ok().zip(minor);
+        Ok(parsed.ok_or_else(|| format!("{}.{} is no version", version.major, version.minor)))
+    }
+
     /// The programs' pods.
     ///
     /// # Errors

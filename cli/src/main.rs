@@ -4,9 +4,12 @@
 #![forbid(unsafe_code)]
 
 mod ca;
+mod check;
 mod cluster;
 mod config;
 mod demo;
+mod docs;
+mod explain;
 mod failure;
 mod output;
 mod rotate;
@@ -36,14 +39,21 @@ Exit codes:
 
 #[derive(Subcommand)]
 enum Command {
+    /// Is the installation well? With `--pre`: would one go well on this cluster?
+    Check(check::Arguments),
     /// Show what a program of Podveil knows, as JSON.
     Config(config::Arguments),
     /// Two simulated nodes with pods, the real programs, and a report of what holds. Needs root.
     Demo(demo::Arguments),
+    /// What would become of a connection, and which object decides.
+    Explain(explain::Arguments),
     /// Replace certificates, or root and certificates, and wait until every node uses the new ones.
     Rotate(rotate::Arguments),
     /// Where nodes, pods and certificates stand, and why a pod is not captured.
     Status(status::Arguments),
+    /// `docs/podveilctl.md`.
+    #[command(hide = true)]
+    Docs,
     /// Waits until standard input ends, then removes what a simulation left. Started by the simulation.
     #[command(hide = true)]
     Janitor { folder: PathBuf },
@@ -83,7 +93,13 @@ fn called_as(program: Option<&Path>) -> &'static str {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     let outcome = match command {
         Command::Demo(arguments) => return demo::run(&arguments),
+        Command::Check(arguments) => runtime()?.block_on(check::run(&arguments))?,
         Command::Config(arguments) => runtime()?.block_on(config::run(&arguments))?,
+        Command::Docs => {
+            print!("{}", docs::page(&Arguments::command()));
+            Outcome::Good
+        }
+        Command::Explain(arguments) => runtime()?.block_on(explain::run(&arguments))?,
         Command::Rotate(arguments) => runtime()?.block_on(rotate::run(&arguments))?,
         Command::Status(arguments) => runtime()?.block_on(status::run(&arguments))?,
         Command::Janitor { folder } => {

@@ -31,7 +31,7 @@ pub enum Format {
     /// For a person.
     #[default]
     Human,
-    /// One JSON document; for `rotate` one for each step, a line each.
+    /// One JSON document.
     Json,
 }
 
@@ -58,22 +58,6 @@ impl Output {
             text.push('\n');
         }
         write(&text)
-    }
-
-    /// As [`print`](Self::print), for one of many that follow each other: JSON on one line.
-    ///
-    /// # Errors
-    /// As `print`.
-    pub fn print_line<T: Serialize>(
-        self,
-        event: &T,
-        human: impl FnOnce(&T) -> String,
-    ) -> io::Result<()> {
-        let text = match self.format {
-            Format::Human => human(event),
-            Format::Json => serde_json::to_string(event).map_err(io::Error::other)?,
-        };
-        write(&format!("{text}\n"))
     }
 }
 

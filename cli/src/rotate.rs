@@ -4,7 +4,7 @@
 use crate::ca::{self, Where};
 use crate::cluster::CaAdmin;
 use crate::failure::{Failure, OrCure, Outcome};
-use crate::output::Output;
+use crate::output::{Format, Output, Progress};
 use clap::ValueEnum;
 use podveil_proto::podveil::ca::v1::{RotateRequest, RotationEvent, RotationKind, RotationStep};
 use serde::Serialize;
@@ -31,6 +31,13 @@ enum What {
     Root,
 }
 
+/// A rotation, from where it was joined to its end.
+#[derive(Clone, Debug, Default, Serialize)]
+struct Rotation {
+    done: bool,
+    steps: Vec<Event>,
+}
+
 /// One step of a rotation, as it is shown.
 #[derive(Clone, Debug, Serialize)]
 pub struct Event {
@@ -50,11 +57,25 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     };
     let mut ca = arguments.ca.connect().await?;
     let output = arguments.output;
-    follow(&mut ca, kind, arguments.timeout, |event| {
-        output.print_line(event, describe)
+    let mut rotation = Rotation::default();
+    let mut progress = Progress::new();
+    let followed = follow(&mut ca, kind, arguments.timeout, |event| {
+        rotation.steps.push(event.clone());
+        match output.format {
+            Format::Human => {
+                // A reader that is gone does not end a rotation.
+                let _gone = output.print(event, describe);
+            }
+            Format::Json => progress.say(&describe(event)),
+        }
     })
-    .await?;
-    Ok(Outcome::Good)
+    .await;
+    drop(progress);
+    rotation.done = followed.is_ok();
+    if output.format == Format::Json {
+        output.print(&rotation, |_| String::new())?;
+    }
+    followed.map(|()| Outcome::Good)
 }
 
 /// Runs one rotation to its end by the CA's own socket.
@@ -65,21 +86,17 @@ pub async fn rotate(
     socket: &Path,
     kind: RotationKind,
     timeout_seconds: u32,
-    mut progress: impl FnMut(&Event),
+    progress: impl FnMut(&Event),
 ) -> anyhow::Result<()> {
     let mut ca = ca::connect(socket).await?;
-    let told = |event: &Event| {
-        progress(event);
-        Ok(())
-    };
-    follow(&mut ca, kind, timeout_seconds, told).await
+    follow(&mut ca, kind, timeout_seconds, progress).await
 }
 
 async fn follow(
     ca: &mut CaAdmin,
     kind: RotationKind,
     timeout_seconds: u32,
-    mut progress: impl FnMut(&Event) -> std::io::Result<()>,
+    mut progress: impl FnMut(&Event),
 ) -> anyhow::Result<()> {
     let request = RotateRequest {
         kind: kind.into(),
@@ -106,7 +123,7 @@ async fn follow(
             .ok_or_else(|| {
                 Failure::new("the CA ended the rotation's progress before its end", left)
             })?;
-        progress(&Event::from(&event))?;
+        progress(&Event::from(&event));
         match event.step() {
             RotationStep::Done => return Ok(()),
             RotationStep::Failed => {

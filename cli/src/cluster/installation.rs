@@ -5,7 +5,6 @@
 use super::pages::{ControllerPage, ProxyPage};
 use super::{ADMIN_PORT, Cluster, Program, ProgramPod, Programs};
 use crate::ca::CaStatus;
-use crate::failure::describe;
 use crate::output::Progress;
 use futures::StreamExt;
 use std::collections::BTreeMap;
@@ -41,7 +40,7 @@ pub async fn look(cluster: &Cluster, progress: &mut Progress) -> anyhow::Result<
     };
     Ok(Installation {
         controller,
-        ca: ca.map_err(|error| describe(&error)),
+        ca: ca.map_err(|error| format!("{error:#}")),
         proxies: proxies(cluster, &programs, progress).await,
         programs,
     })
@@ -56,7 +55,7 @@ pub async fn controller(cluster: &Cluster, programs: &Programs) -> Answered<Cont
     for pod in programs.controllers() {
         match cluster.get_json(&pod.name, ADMIN_PORT, "/status").await {
             Ok(page) => return Ok(page),
-            Err(error) => last = describe(&error),
+            Err(error) => last = format!("{error:#}"),
         }
     }
     Err(last)
@@ -80,7 +79,7 @@ async fn proxies(
     let mut answers = futures::stream::iter(pods)
         .map(|(node, pod)| async move {
             let page = cluster.get_json(&pod.name, ADMIN_PORT, "/status").await;
-            (node.to_owned(), page.map_err(|error| describe(&error)))
+            (node.to_owned(), page.map_err(|error| format!("{error:#}")))
         })
         .buffer_unordered(AT_ONCE);
     let mut pages = BTreeMap::new();

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `podveilctl explain`: what would become of a connection, and which object decides. The source's and the destination's
+//! nodes are asked what they know, and their own rules are asked about it here: nothing is decided a second way.
+
+mod decide;
+mod destination;
+mod human;
+mod known;
+
+use crate::cluster::pages::{ControllerWorkload, ProxyPage};
+use crate::cluster::{ADMIN_PORT, Access, Cluster, Programs, installation};
+use crate::config::node_program;
+use crate::failure::{Failure, Outcome};
+use crate::output::{Output, Progress};
+use decide::{Ends, Verdict};
+use destination::Destination;
+use podveil_model::{OriginalDst, Uid};
+use podveil_state::View;
+use std::collections::{BTreeMap, BTreeSet};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The pod that would connect.
+    #[arg(value_name = "NAMESPACE/POD")]
+    source: String,
+    /// Where to: an address, a service's name (`web`, `web.shop`, `web.shop.svc.cluster.local`) or a pod
+    /// (`shop/web-0`), with a port unless a service has only one.
+    #[arg(value_name = "DESTINATION[:PORT]")]
+    destination: String,
+    #[command(flatten)]
+    access: Access,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// [`Outcome::Bad`] if the connection would be refused.
+pub async fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
+    let cluster = arguments.access.cluster().await?;
+    let mut progress = Progress::new();
+    progress.say("asking the controller");
+    let programs = cluster.programs().await?;
+    let source = source(&cluster, &programs, &arguments.source).await?;
+    progress.say(&format!("asking node {}", source.node));
+    let pod = node_program(&cluster, &programs, &source.node)?;
+    let view = view(&cluster, &pod.name).await?;
+    let page: ProxyPage = cluster.get_json(&pod.name, ADMIN_PORT, "/status").await?;
+    let destination: Destination = arguments.destination.parse()?;
+    let destination = OriginalDst(destination.resolve(&view, &source.namespace)?);
+
+    let uid = Uid::from(source.uid.as_str());
+    let ends = Ends {
+        view: &view,
+        page: &page,
+        source: &source,
+        destination,
+    };
+    let nodes: BTreeSet<String> = ends
+        .candidates()
+        .map(|workload| workload.node.to_string())
+        .filter(|node| *node != source.node)
+        .collect();
+    let mut others = BTreeMap::new();
+    for node in nodes {
+        progress.say(&format!("asking node {node}"));
+        // A node that cannot be asked is told of in the answer.
+        if let Some(pod) = programs.on_node(&node)
+            && let Ok(view) = self::view(&cluster, &pod.name).await
+        {
+            others.insert(node, view);
+        }
+    }
+    drop(progress);
+    let explanation = decide::explain(&ends, &uid, &others);
+    arguments.output.print(&explanation, human::explanation)?;
+    Ok(Outcome::good_if(explanation.verdict != Verdict::Refused))
+}
+
+async fn source(
+    cluster: &Cluster,
+    programs: &Programs,
+    named: &str,
+) -> anyhow::Result<ControllerWorkload> {
+    let (namespace, name) = named.split_once('/').ok_or_else(|| {
+        Failure::new(
+            format!("{named:?} is not a pod"),
+            "write NAMESPACE/POD, e.g. shop/web-0",
+        )
+    })?;
+    let controller = installation::controller(cluster, programs)
+        .await
+        .map_err(|why| Failure::new(why, "`podveilctl check`"))?;
+    let found = (controller.workloads.into_iter())
+        .find(|workload| workload.namespace == namespace && workload.name == name);
+    Ok(found.ok_or_else(|| {
+        Failure::new(
+            format!("the controller knows no pod {named}"),
+            format!("`kubectl get pods -n {namespace}`; a finished pod is not known any more"),
+        )
+    })?)
+}
+
+async fn view(cluster: &Cluster, pod: &str) -> anyhow::Result<View> {
+    known::view(&cluster.get(pod, ADMIN_PORT, "/resources").await?)
+}
