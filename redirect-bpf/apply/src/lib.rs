@@ -4,12 +4,13 @@
 //! [`Backend`] is what `redirect` asks for. [`Nftables`] is the portable answer: one table, `inet podveil`, written by
 //! `nft -f -` in one transaction. [`Ebpf`] captures without NAT and without conntrack, by the programs of `podveil-bpf`.
 //! Both have one route table for the way back of kept client addresses. What the kernel was seen to do, and why each is
-//! as it is, is told at the types. [`Connection`] lists what a namespace has open, from `/proc`.
+//! as it is, is told at the types. [`BackEnds`] is both, with a choice. [`Connection`] lists what a namespace has open, from `/proc`.
 //!
 //! Starts no task; every command it runs has a deadline and dies with the future that waits for it.
 
 #![forbid(unsafe_code)]
 
+mod back_ends;
 mod backend;
 mod command;
 mod connections;
@@ -20,9 +21,11 @@ mod routes;
 mod ruleset;
 mod sysctls;
 
+pub use back_ends::{BackEnd, BackEndChoice, BackEnds};
 pub use backend::{ApplyError, Backend, FenceCount, Observed, VerifyError};
 pub use command::CommandError;
 pub use connections::{Connection, Connections, ListError};
 pub use ebpf::Ebpf;
 pub use nftables::Nftables;
+pub use podveil_bpf::NodeError;
 pub use routes::Family;

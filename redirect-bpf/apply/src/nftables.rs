@@ -52,6 +52,12 @@ impl Nftables {
         Self { cgroup }
     }
 
+    /// # Errors
+    /// When the namespace cannot be read.
+    pub async fn has_table(&self, netns: &NetNs) -> Result<bool, ApplyError> {
+        Ok(self.list(netns).await?.is_some())
+    }
+
     async fn list(&self, netns: &NetNs) -> Result<Option<Listing>, ApplyError> {
         match run_in(
             netns,

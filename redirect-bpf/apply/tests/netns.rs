@@ -12,8 +12,8 @@ mod world;
 use podveil_apply::{Ebpf, Nftables};
 use podveil_plan::{Capture, Fence, Phase};
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
-use world::{Family, Tested, World, both_ways, original_dst, reset};
+use std::io::{ErrorKind, Read};
+use world::{Family, Tested, World, both_ways, ended, original_dst, reset};
 
 /// Every rule below is held by every back end.
 macro_rules! on_every_back_end {
@@ -44,6 +44,12 @@ on_every_back_end! {
     a_port_used_again_after_an_unseen_end_is_captured,
     nothing_is_left_and_removal_may_be_repeated,
     datagrams_and_frames_for_others_are_untouched,
+    capture_outlasts_the_process_that_made_it,
+    an_applications_mark_proves_nothing,
+    a_port_in_time_wait_is_captured_again,
+    syn_cookies_change_nothing,
+    a_second_interface_is_captured_too,
+    fast_open_changes_nothing,
 }
 
 const CAPTURING: fn() -> Capture = || Capture {
@@ -371,5 +377,165 @@ async fn datagrams_and_frames_for_others_are_untouched<B: Tested>() {
         let unanswered = world.peer_connects((foreign, 80)).unwrap_err();
         assert_ne!(unanswered.kind(), ErrorKind::NotConnected);
         assert!(inbound.is_idle());
+    }
+}
+
+async fn capture_outlasts_the_process_that_made_it<B: Tested>() {
+    let mut world = World::<B>::new();
+    let peer = world.peer_ip(Family::V4);
+    let server = world.peer_listens(Family::V4, 8080);
+    let old = world.app_connects((peer, 8080)).unwrap();
+    let old_server = server.accept();
+    let outbound = world.proxy_listens(Family::V4, 15001);
+    let older = world
+        .backend
+        .apply(&world.pod, &CAPTURING(), &fence_of(&world))
+        .await
+        .unwrap();
+    let client = world.app_connects((peer, 8080)).unwrap();
+    let accepted = outbound.accept();
+    world.restart();
+    assert!(world.backend.owns(&world.pod).await.unwrap());
+    let fence = fence_of(&world);
+    world
+        .backend
+        .verify(&world.pod, &CAPTURING())
+        .await
+        .unwrap();
+    let again = world
+        .backend
+        .apply(&world.pod, &CAPTURING(), &fence)
+        .await
+        .unwrap();
+    assert_eq!((older.len(), again), (1, older));
+    both_ways(&old, &old_server);
+    both_ways(&client, &accepted);
+    let client = world.app_connects((peer, 8080)).unwrap();
+    both_ways(&client, &outbound.accept());
+    assert!(server.is_idle());
+}
+
+async fn an_applications_mark_proves_nothing<B: Tested>() {
+    let world = World::<B>::new();
+    world
+        .backend
+        .apply(&world.pod, &CAPTURING(), &Fence::default())
+        .await
+        .unwrap();
+    for family in Family::BOTH {
+        let peer = world.peer_ip(family);
+        let server = world.peer_listens(family, 8080);
+        let outbound = world.proxy_listens(family, 15001);
+        // What the proxy's own packets carry.
+        let marked = world.app_connects_marked(0x539, (peer, 8080)).unwrap();
+        both_ways(&marked, &outbound.accept());
+        assert!(server.is_idle());
+    }
+}
+
+async fn a_port_in_time_wait_is_captured_again<B: Tested>() {
+    let world = World::<B>::new();
+    world
+        .backend
+        .apply(&world.pod, &CAPTURING(), &Fence::default())
+        .await
+        .unwrap();
+    for family in Family::BOTH {
+        let (pod, peer) = (world.pod_ip(family), world.peer_ip(family));
+        let application = world.app_listens(family, 8080);
+        let inbound = world.proxy_listens(family, 15006);
+        let outbound = world.proxy_listens(family, 15001);
+        for _ in 0..3 {
+            let client = world.peer_connects_from(45_000, (pod, 8080)).unwrap();
+            let accepted = inbound.accept();
+            both_ways(&client, &accepted);
+            // Whoever ends first keeps the TIME-WAIT: here the proxy.
+            ended(accepted, client);
+
+            let client = world.app_connects_from(45_001, (peer, 8080)).unwrap();
+            let accepted = outbound.accept();
+            both_ways(&client, &accepted);
+            ended(accepted, client);
+        }
+        assert!(application.is_idle());
+    }
+}
+
+async fn syn_cookies_change_nothing<B: Tested>() {
+    let world = World::<B>::new();
+    // For every SYN, not only for those of a flood.
+    world.sysctl("net.ipv4.tcp_syncookies=2");
+    world
+        .backend
+        .apply(&world.pod, &CAPTURING(), &fence_of(&world))
+        .await
+        .unwrap();
+    for family in Family::BOTH {
+        let (pod, peer) = (world.pod_ip(family), world.peer_ip(family));
+        let application = world.app_listens(family, 8080);
+        let inbound = world.proxy_listens(family, 15006);
+        let outbound = world.proxy_listens(family, 15001);
+        let client = world.app_connects((peer, 8080)).unwrap();
+        let accepted = outbound.accept();
+        assert_eq!(original_dst(&accepted), (peer, 8080).into());
+        both_ways(&client, &accepted);
+        let client = world.peer_connects((pod, 8080)).unwrap();
+        let accepted = inbound.accept();
+        assert_eq!(original_dst(&accepted), (pod, 8080).into());
+        both_ways(&client, &accepted);
+        let hop = world.proxy_connects_as(peer, (pod, 8080)).unwrap();
+        both_ways(&hop, &application.accept());
+        assert!(inbound.is_idle());
+    }
+    let mut older = BTreeSet::new();
+    let seen = world.backend.observe(&world.pod, &mut older).await.unwrap();
+    assert_eq!(seen.fence, Default::default());
+}
+
+async fn a_second_interface_is_captured_too<B: Tested>() {
+    let world = World::<B>::new();
+    let (pod, peer) = world.second_interface();
+    world
+        .backend
+        .apply(&world.pod, &CAPTURING(), &Fence::default())
+        .await
+        .unwrap();
+    let application = world.app_listens(Family::V4, 8080);
+    let server = world.peer_listens(Family::V4, 8080);
+    let inbound = world.proxy_listens(Family::V4, 15006);
+    let outbound = world.proxy_listens(Family::V4, 15001);
+    let client = world.app_connects((peer, 8080)).unwrap();
+    let accepted = outbound.accept();
+    assert_eq!(original_dst(&accepted), (peer, 8080).into());
+    both_ways(&client, &accepted);
+    let client = world.peer_connects((pod, 8080)).unwrap();
+    let accepted = inbound.accept();
+    assert_eq!(original_dst(&accepted), (pod, 8080).into());
+    both_ways(&client, &accepted);
+    assert!(application.is_idle() && server.is_idle());
+}
+
+async fn fast_open_changes_nothing<B: Tested>() {
+    let world = World::<B>::new();
+    world.sysctl("net.ipv4.tcp_fastopen=1027");
+    world
+        .backend
+        .apply(&world.pod, &CAPTURING(), &fence_of(&world))
+        .await
+        .unwrap();
+    for family in Family::BOTH {
+        let peer = world.peer_ip(family);
+        let server = world.peer_listens(family, 8080);
+        let outbound = world.proxy_listens(family, 15001);
+        for _ in 0..2 {
+            let client = world.app_fast_opens((peer, 8080), b"data");
+            let mut accepted = outbound.accept();
+            assert_eq!(original_dst(&accepted), (peer, 8080).into());
+            let mut buffer = [0; 4];
+            accepted.read_exact(&mut buffer).unwrap();
+            assert_eq!(&buffer, b"data");
+            both_ways(&client, &accepted);
+        }
+        assert!(server.is_idle());
     }
 }

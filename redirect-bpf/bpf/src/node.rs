@@ -140,6 +140,8 @@ impl Node {
             proxy_sockets: open(&maps, "proxy_sockets")?,
             folder,
         };
+        // Loaded once to see that this kernel takes them, before any pod depends on it.
+        node.load_pod(0)?;
         node.attach()?;
         Ok(node)
     }
@@ -195,20 +197,23 @@ impl Node {
             path: folder.clone(),
             source,
         })?;
+        let target = (netns.as_fd(), netns.id().inode);
+        for loaded in self.load_pod(cookie)? {
+            let program = loaded.name;
+            links::ensure(&folder.join(program), &loaded, target, false)
+                .map_err(|source| NodeError::Link { program, source })?;
+        }
+        Ok(())
+    }
+
+    /// The copies of one namespace.
+    fn load_pod(&self, cookie: u64) -> Result<Vec<Loaded>, NodeError> {
         let mut loader = EbpfLoader::new();
         loader.override_global("NETNS", &cookie, true);
         let mut object = load(POD_OBJECT, &self.folder.join("maps"), &mut loader, "pod")?;
-        for name in POD_PROGRAMS {
-            let loaded = take(&mut object, name, AttachType::SkLookup)?;
-            let target = (netns.as_fd(), netns.id().inode);
-            links::ensure(&folder.join(name), &loaded, target, false).map_err(|source| {
-                NodeError::Link {
-                    program: name,
-                    source,
-                }
-            })?;
-        }
-        Ok(())
+        (POD_PROGRAMS.into_iter())
+            .map(|name| take(&mut object, name, AttachType::SkLookup))
+            .collect()
     }
 
     /// # Errors

@@ -257,6 +257,28 @@ impl<B: Tested> World<B> {
         connect(&self.pod, Some(SocketAddr::new(any, port)), to.into())
     }
 
+    pub fn app_connects_marked(&self, mark: u32, to: (IpAddr, u16)) -> io::Result<TcpStream> {
+        let set = |socket: &Socket| socket.set_mark(mark);
+        connect_with(&self.pod, None, to.into(), set)
+    }
+
+    /// Connects and sends with the SYN, where a cookie allows it.
+    pub fn app_fast_opens(&self, to: (IpAddr, u16), data: &[u8]) -> TcpStream {
+        use nix::sys::socket::{setsockopt, sockopt};
+        let set = |socket: &Socket| Ok(setsockopt(socket, sockopt::TcpFastOpenConnect, &true)?);
+        let mut stream = connect_with(&self.pod, None, to.into(), set).unwrap();
+        stream.write_all(data).unwrap();
+        stream
+    }
+
+    pub fn peer_connects_from(&self, port: u16, to: (IpAddr, u16)) -> io::Result<TcpStream> {
+        let source = match to.0 {
+            IpAddr::V4(_) => self.peer_ip(Family::V4),
+            IpAddr::V6(_) => self.peer_ip(Family::V6),
+        };
+        connect(&self.peer, Some(SocketAddr::new(source, port)), to.into())
+    }
+
     pub fn peer_connects(&self, to: (IpAddr, u16)) -> io::Result<TcpStream> {
         connect(&self.peer, None, to.into())
     }
@@ -267,6 +289,38 @@ impl<B: Tested> World<B> {
 
     pub fn proxy_connects_as(&self, source: IpAddr, to: (IpAddr, u16)) -> io::Result<TcpStream> {
         self.as_proxy(|| connect(&self.pod, Some(SocketAddr::new(source, 0)), to.into()))
+    }
+
+    /// A process that starts anew takes over.
+    pub fn restart(&mut self) {
+        self.backend = B::open(&self.cgroup);
+    }
+
+    pub fn sysctl(&self, setting: &str) {
+        run(&self.pod, "sysctl", &["-q", setting]);
+    }
+
+    /// Another link between the two; their addresses on it.
+    pub fn second_interface(&self) -> (IpAddr, IpAddr) {
+        use std::os::fd::{AsFd, AsRawFd};
+        let peer = format!(
+            "/proc/{}/fd/{}",
+            std::process::id(),
+            self.peer.as_fd().as_raw_fd()
+        );
+        for (netns, line) in [
+            (
+                &self.pod,
+                format!("link add eth1 type veth peer name eth1 netns {peer}"),
+            ),
+            (&self.pod, "link set eth1 up".to_owned()),
+            (&self.peer, "link set eth1 up".to_owned()),
+            (&self.pod, "addr add 10.8.0.1/24 dev eth1".to_owned()),
+            (&self.peer, "addr add 10.8.0.2/24 dev eth1".to_owned()),
+        ] {
+            run(netns, "ip", &line.split(' ').collect::<Vec<_>>());
+        }
+        ("10.8.0.1".parse().unwrap(), "10.8.0.2".parse().unwrap())
     }
 
     /// Does a node beside this one take the pod for its own?
@@ -377,6 +431,12 @@ pub fn both_ways(one: &TcpStream, two: &TcpStream) {
     }
 }
 
+/// Ends a connection cleanly, `first` first.
+pub fn ended(first: TcpStream, mut second: TcpStream) {
+    drop(first);
+    assert_eq!(second.read(&mut [0]).unwrap(), 0);
+}
+
 /// Ends a connection without TIME-WAIT.
 pub fn reset(stream: TcpStream) {
     let socket = socket2::SockRef::from(&stream);
@@ -441,9 +501,19 @@ fn listen(netns: &NetNs, family: Family, port: u16) -> Listening {
 }
 
 fn connect(netns: &NetNs, source: Option<SocketAddr>, to: SocketAddr) -> io::Result<TcpStream> {
+    connect_with(netns, source, to, |_| Ok(()))
+}
+
+fn connect_with(
+    netns: &NetNs,
+    source: Option<SocketAddr>,
+    to: SocketAddr,
+    set: impl FnOnce(&Socket) -> io::Result<()>,
+) -> io::Result<TcpStream> {
     netns
         .run(|| {
             let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+            set(&socket)?;
             if let Some(source) = source {
                 match to.is_ipv4() {
                     true => socket.set_ip_transparent_v4(true)?,
