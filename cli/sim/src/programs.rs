@@ -207,6 +207,8 @@ impl NodePrograms {
         let mut redirect = settings.redirect.clone();
         redirect.insert("find".into(), "directory".into());
         redirect.insert("netns_dir".into(), "/run/netns".into());
+        let bpf_dir = sandbox.mount_point(&format!("{}-bpf", node.name))?;
+        redirect.insert("bpf_dir".into(), json!(bpf_dir));
         let config = json!({
             "node": node.name,
             "trust_domain": "cluster.local",

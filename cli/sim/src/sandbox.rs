@@ -117,6 +117,15 @@ impl Sandbox {
         Ok(name)
     }
 
+    /// A folder of this run that something may be mounted at by whoever uses it; unmounted with the sandbox.
+    ///
+    /// # Errors
+    /// If the run folder cannot be written.
+    pub fn mount_point(&self, part: &str) -> anyhow::Result<PathBuf> {
+        self.record("mount", part)?;
+        Ok(self.folder.join(part))
+    }
+
     pub(crate) fn record_process(&self, pid: u32) -> anyhow::Result<()> {
         self.record("process", owner_line(pid).trim_end())
     }
@@ -236,6 +245,11 @@ fn remove(folder: &Path) {
                 tracing::warn!(path = %path.display(), %error, "a cgroup folder is left");
             }
         }
+    }
+    for part in of_kind("mount") {
+        // Not mounted, or not even made: nothing to do.
+        let _nothing_there =
+            nix::mount::umount2(&folder.join(part), nix::mount::MntFlags::MNT_DETACH);
     }
     if let Err(error) = fs::remove_dir_all(folder)
         && error.kind() != std::io::ErrorKind::NotFound

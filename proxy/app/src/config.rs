@@ -133,6 +133,18 @@ pub enum FindPods {
     Processes,
 }
 
+/// What captures pods' connections.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackEnd {
+    /// eBPF where the kernel has what it needs, else nftables; the log says why.
+    Auto,
+    /// eBPF; the module does not start where it cannot be had.
+    Ebpf,
+    /// NAT by nftables.
+    Nftables,
+}
+
 /// Keys of the `redirect` module.
 #[derive(Clone, Debug, Deserialize, JsonSchema, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -143,6 +155,12 @@ pub struct RedirectSection {
     /// With `find: directory`, the folder where a pod's network namespace is the file of its uid. Default `/run/netns`, where
     /// `ip netns` keeps them.
     pub netns_dir: PathBuf,
+    /// What captures pods' connections. Default `nftables`. A pod that is captured stays with the back end that did it
+    /// until it is released.
+    pub back_end: BackEnd,
+    /// Where the maps and links of eBPF are pinned, so that they outlast this process: a folder of a bpf file system, or one
+    /// where that can be mounted. No dots in its name. Default `/sys/fs/bpf/podveil`.
+    pub bpf_dir: PathBuf,
     /// How long listeners wait for a proxy that is not there before new connections are reset. Default 5 s: longer than a
     /// restart of the proxy, shorter than most clients' patience.
     pub hold_bound: HumanDuration,
@@ -157,6 +175,8 @@ impl Default for RedirectSection {
         Self {
             find: FindPods::Processes,
             netns_dir: "/run/netns".into(),
+            back_end: BackEnd::Nftables,
+            bpf_dir: "/sys/fs/bpf/podveil".into(),
             hold_bound: HumanDuration(Duration::from_secs(5)),
             backlog: 4096,
             release_bound: HumanDuration(Duration::from_secs(600)),

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Hosts the `redirect` module: its configuration, credentials and endpoints. What it does is in `podveil-redirect`.
 
-use crate::config::{FindPods, NodeConfig};
+use crate::config::{BackEnd, FindPods, NodeConfig};
 use crate::metrics::ProcessMetrics;
 use crate::proxy::program;
 use anyhow::Context;
 use podveil_ca_client::{Module, ProgramCredentials};
 use podveil_netns::cgroup::CgroupError;
 use podveil_program::http::{self, Answer, Routes};
-use podveil_redirect::{Find, RedirectConfig, Status};
+use podveil_redirect::{BackEndChoice, Find, RedirectConfig, Status};
 use prometheus::Registry;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -71,6 +71,12 @@ fn module(config: &NodeConfig) -> Result<RedirectConfig, CgroupError> {
             FindPods::Directory => Find::Directory(section.netns_dir.clone()),
             FindPods::Processes => Find::Processes,
         },
+        back_end: match section.back_end {
+            BackEnd::Auto => BackEndChoice::Auto,
+            BackEnd::Ebpf => BackEndChoice::Ebpf,
+            BackEnd::Nftables => BackEndChoice::Nftables,
+        },
+        bpf_dir: section.bpf_dir.clone(),
         zds_socket: config.zds_socket.clone(),
         listeners_socket: config.listeners_socket.clone(),
         hold_bound: section.hold_bound.0,

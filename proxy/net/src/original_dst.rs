@@ -18,12 +18,17 @@ pub enum NoOriginalDst {
     Unreadable(#[source] io::Error),
 }
 
-/// What the application dialled before its connection was redirected to us (`SO_ORIGINAL_DST`, IPv4 and IPv6).
+/// What the application dialled before its connection was redirected to us. A socket that was assigned to the listener
+/// (eBPF, TPROXY) still has that as its local address; NAT has put `listening` there, the listener's own port, and keeps
+/// the original elsewhere (`SO_ORIGINAL_DST`). IPv4 and IPv6.
 ///
 /// # Errors
 /// [`NoOriginalDst::NotRedirected`] if the kernel has no entry, or only our own listener's address.
-pub fn original_dst(stream: &TcpStream) -> Result<OriginalDst, NoOriginalDst> {
+pub fn original_dst(stream: &TcpStream, listening: u16) -> Result<OriginalDst, NoOriginalDst> {
     let local = LocalAddr(stream.local_addr().map_err(NoOriginalDst::NoLocalAddress)?);
+    if local.0.port() != listening {
+        return Ok(OriginalDst(local.0));
+    }
     let socket = SockRef::from(stream);
     let answer = match local.0 {
         SocketAddr::V4(_) => socket.original_dst_v4(),

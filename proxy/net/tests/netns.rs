@@ -52,12 +52,12 @@ fn a_redirected_connection_tells_what_was_dialled() {
                 let listener = sockets.listen(15001, family, 16).unwrap();
                 let _near = sockets.connect(dialled, TIMEOUT).await.unwrap();
                 let (far, _) = listener.accept().await.unwrap();
-                assert_eq!(original_dst(&far).unwrap().0, dialled);
+                assert_eq!(original_dst(&far, 15001).unwrap().0, dialled);
 
                 let direct = SocketAddr::new(dialled.ip(), 15001);
                 let _near = sockets.connect(direct, TIMEOUT).await.unwrap();
                 let (far, _) = listener.accept().await.unwrap();
-                let refused = original_dst(&far).unwrap_err();
+                let refused = original_dst(&far, 15001).unwrap_err();
                 assert!(
                     matches!(refused, NoOriginalDst::NotRedirected),
                     "{refused:?}"

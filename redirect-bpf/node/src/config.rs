@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+use podveil_apply::BackEndChoice;
 use podveil_identity::KubernetesName;
 use podveil_netns::cgroup::Membership;
 use std::path::PathBuf;
@@ -13,6 +14,9 @@ pub struct RedirectConfig {
     /// The cgroup that both node processes are in.
     pub cgroup: Membership,
     pub find: Find,
+    pub back_end: BackEndChoice,
+    /// Where eBPF's maps and links are pinned: on a bpf file system, or where one can be mounted.
+    pub bpf_dir: PathBuf,
     pub zds_socket: PathBuf,
     pub listeners_socket: PathBuf,
     /// How long new connections wait in the accept queues of a proxy that is gone before they are reset.

@@ -85,6 +85,11 @@ fn listen(domain: Domain, address: SocketAddr, backlog: u32) -> io::Result<TcpLi
     if domain == Domain::IPV6 {
         socket.set_only_v6(true)?;
     }
+    // eBPF assigns connections to addresses that are not the pod's.
+    match address {
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+        SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+    }
     // Connections that the former listener accepted may linger in TIME-WAIT.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;

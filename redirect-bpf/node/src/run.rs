@@ -6,7 +6,7 @@ use crate::reconcile::{Links, Reconciler};
 use crate::reports::Reporter;
 use crate::status::Status;
 use crate::zds::{self, Proxy};
-use podveil_apply::{ApplyError, Backend, Nftables};
+use podveil_apply::{ApplyError, BackEndChoice, BackEnds, Backend, NodeError};
 use podveil_ca_client::{ProgramCredentials, transport};
 use podveil_identity::ProgramIdentity;
 use podveil_netns::cgroup::{CgroupError, Membership};
@@ -26,6 +26,8 @@ const XDS_LAST_RETRY: Duration = Duration::from_secs(5);
 /// Why the module cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum RedirectError {
+    #[error("pods cannot be captured by eBPF")]
+    BackEnd(#[from] NodeError),
     #[error("the proxy's cgroup cannot be joined")]
     Cgroup(#[from] CgroupError),
     #[error("cannot listen at {path}")]
@@ -45,6 +47,8 @@ pub enum TeardownError {
         #[source]
         source: ApplyError,
     },
+    #[error("eBPF programs and maps cannot be removed")]
+    BackEnd(#[from] NodeError),
     #[error("the proxy's cgroup cannot be removed")]
     Cgroup(#[from] CgroupError),
     #[error("the pods of this node cannot be listed")]
@@ -62,7 +66,7 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), RedirectError> {
     config.cgroup.join()?;
-    let cgroup = config.cgroup.locate()?;
+    let backend = BackEnds::open(config.back_end, &config.bpf_dir, config.cgroup.locate()?)?;
     let bind = |path: &PathBuf| {
         seqpacket::Listener::bind(path).map_err(|source| RedirectError::Socket {
             path: path.clone(),
@@ -111,7 +115,7 @@ pub async fn run(
         status: status.subscribe(),
     };
     let hold_bound = config.hold_bound;
-    let reconciler = Reconciler::new(config, Arc::new(Nftables::new(cgroup)), links, stop.clone());
+    let reconciler = Reconciler::new(config, Arc::new(backend), links, stop.clone());
 
     let tasks = TaskTracker::new();
     tasks.spawn(zds::serve(
@@ -137,7 +141,7 @@ pub async fn run(
 /// The first thing that could not be removed, after everything else has been.
 pub async fn teardown(config: &RedirectConfig) -> Result<usize, TeardownError> {
     let cgroup = config.cgroup.locate()?;
-    let backend = Nftables::new(cgroup);
+    let backend = BackEnds::open(BackEndChoice::Nftables, &config.bpf_dir, cgroup)?;
     let finder = Finder::new(&config.find);
     let mut removed = 0;
     let mut first_error = None;
@@ -161,6 +165,7 @@ pub async fn teardown(config: &RedirectConfig) -> Result<usize, TeardownError> {
             }
         }
     }
+    BackEnds::purge(&config.bpf_dir)?;
     config.cgroup.leave()?;
     match first_error {
         Some(error) => Err(error),

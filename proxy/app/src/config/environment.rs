@@ -65,6 +65,10 @@ pub const OVERRIDES: &[Override] = &[
         variable: "PODVEIL_STATE_DIR",
         key: "state_dir",
     },
+    Override {
+        variable: "PODVEIL_BACK_END",
+        key: "redirect.back_end",
+    },
 ];
 
 /// Keys that people bring from the peers' `PROXY_CONFIG` and what they are called here.
