@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::StartError;
 use podveil_ca_client::{Module, ProgramConfig, ProgramCredentials};
-use podveil_identity::{IdentityError, ProgramIdentity, TrustDomain};
+use podveil_identity::{IdentityError, KubernetesName, ProgramIdentity, TrustDomain};
 use podveil_program::LogFormat;
 use podveil_program::config::Override;
+use podveil_source::SourceConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,8 +21,15 @@ pub struct Config {
     /// Where nodes reach discovery and reports, over TLS 1.3 only.
     #[serde(default = "default_listen")]
     pub listen: SocketAddr,
-    /// The state of the cluster: a YAML file or a directory of them.
-    pub source: PathBuf,
+    /// The state of the cluster: `kubernetes` for the API of the cluster that this program runs in, or a YAML file or a
+    /// directory of them.
+    pub source: SourceConfig,
+    /// The namespace of Podveil's own programs: never enrolled.
+    #[serde(default = "default_namespace")]
+    pub namespace: String,
+    /// The name of this one among several; for Kubernetes the pod's. The machine's name where nothing is said.
+    #[serde(default = "default_replica")]
+    pub replica: String,
     /// Where the CA is, `host:port`.
     pub ca_address: String,
     /// File with the token for first contact with the CA; read at each use.
@@ -66,6 +74,14 @@ pub const OVERRIDES: &[Override] = &[
         variable: "PODVEIL_CONTROLLER_SOURCE",
         key: "source",
     },
+    Override {
+        variable: "POD_NAMESPACE",
+        key: "namespace",
+    },
+    Override {
+        variable: "POD_NAME",
+        key: "replica",
+    },
 ];
 
 impl Config {
@@ -78,6 +94,12 @@ impl Config {
                 source,
             })
         })
+    }
+
+    /// # Errors
+    /// [`StartError::Namespace`] if it is not a name.
+    pub fn namespace(&self) -> Result<KubernetesName, StartError> {
+        self.namespace.parse().map_err(StartError::Namespace)
     }
 
     /// Starts to ask the CA for this program's certificate.
@@ -100,6 +122,15 @@ impl Config {
 
 fn default_trust_domain() -> String {
     "cluster.local".into()
+}
+
+fn default_namespace() -> String {
+    "podveil-system".into()
+}
+
+fn default_replica() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "podveil-controller".into(), |name| name.trim().into())
 }
 
 fn default_listen() -> SocketAddr {

@@ -4,16 +4,20 @@ use crate::keeper::{Keeper, Shared};
 use crate::metrics::Metrics;
 use crate::reports::ReportService;
 use crate::saved::{self, SavedError};
+use crate::source::Source;
 use crate::{caller, status};
 use podveil_ca_client::ProgramCredentials;
 use podveil_ca_client::transport::{incoming, server_configs};
 use podveil_ca_client::verify::Expected;
 use podveil_identity::{IdentityError, TrustDomain};
+use podveil_index::{Saved, Start};
+use podveil_kube::ClientError;
 use podveil_program::http::{self, Answer, Routes};
-use podveil_source::{FileSource, LoadError};
+use podveil_source::{LoadError, SourceConfig};
 use podveil_xds_server::{Caller, DiscoveryService, Publisher};
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -34,6 +38,8 @@ const STOP_DEADLINE: Duration = Duration::from_secs(3);
 /// Why the controller cannot start: always for the operator to mend.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    #[error("the API of the cluster cannot be reached")]
+    Kubernetes(#[source] ClientError),
     #[error("listening on {address} for {what}")]
     Listen {
         what: &'static str,
@@ -43,6 +49,8 @@ pub enum StartError {
     },
     #[error("registering metrics")]
     Metrics(#[source] prometheus::Error),
+    #[error("namespace in the configuration")]
+    Namespace(#[source] IdentityError),
     #[error("the cluster state in the source is of trust domain {found}, not {configured}")]
     OtherTrustDomain {
         found: TrustDomain,
@@ -79,14 +87,7 @@ impl Controller {
     ) -> Result<Self, StartError> {
         let trust_domain = config.trust_domain()?;
         let saved = saved::read(&config.state_dir).map_err(StartError::Saved)?;
-        let source = FileSource::start(&config.source, stop.clone()).map_err(StartError::Source)?;
-        let found = source.cluster().borrow().trust_domain.clone();
-        if found != trust_domain {
-            return Err(StartError::OtherTrustDomain {
-                found,
-                configured: trust_domain,
-            });
-        }
+        let source = Source::start(config, &stop).await?;
         let listener = TcpListener::bind(config.listen)
             .await
             .map_err(listen_error("nodes", config.listen))?;
@@ -95,18 +96,26 @@ impl Controller {
             .map_err(listen_error("nodes", config.listen))?;
 
         let publisher = Publisher::new(unix_millis());
-        let index = Shared::new(saved.clone());
+        // A file is there from the start, and so are the nodes' programs in time; on a cluster, who knows.
+        let start = if config.source == SourceConfig::Kubernetes && saved == Saved::default() {
+            Start::AfterReports
+        } else {
+            Start::AtOnce
+        };
+        let index = Shared::new(saved.clone(), start);
         let (events, queued) = mpsc::channel(QUEUED_EVENTS);
         let (saved_tx, saved) = watch::channel(saved);
+        let (awaited_tx, awaited) = watch::channel(Arc::default());
         let tasks = TaskTracker::new();
         tasks.spawn(saved::keep(config.state_dir.clone(), saved));
         let keeper = Keeper {
             index: index.clone(),
             trust_domain,
-            cluster: source.cluster(),
+            cluster: source.cluster.clone(),
             events: queued,
             publisher: publisher.clone(),
             saved: saved_tx,
+            awaited: awaited_tx,
         };
         let keeping = stop.clone();
         tasks.spawn(async move {
@@ -122,7 +131,7 @@ impl Controller {
             },
             stop.clone(),
         );
-        let reports = ReportService::server(publisher.clone(), events, stop.clone());
+        let reports = ReportService::server(publisher.clone(), events, awaited, stop.clone());
         let configs = server_configs(&credentials, Expected::AnyProgram, false);
         let serve = tonic::transport::Server::builder()
             .max_concurrent_streams(MAX_STREAMS)
@@ -152,13 +161,13 @@ impl Controller {
     async fn serve_http(
         mut self,
         index: Shared,
-        source: &FileSource,
+        source: &Source,
         publisher: Publisher,
         credentials: ProgramCredentials,
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
         let registry = prometheus::Registry::new();
-        let metrics = Metrics::new(index.clone(), source.status(), publisher.clone())
+        let metrics = Metrics::new(index.clone(), source.status.clone(), publisher.clone())
             .map_err(StartError::Metrics)?;
         registry
             .register(Box::new(metrics))
@@ -176,7 +185,7 @@ impl Controller {
                 .collect()
         });
 
-        let source = source.status();
+        let source = source.status.clone();
         let admin = Routes::default().get("/status", move || {
             let source = source.borrow().clone();
             Answer::json(status::json(index.status(), &source, publisher.version()))

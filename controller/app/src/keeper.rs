@@ -2,7 +2,7 @@
 //! The one writer of the index.
 
 use podveil_identity::{KubernetesName, TrustDomain};
-use podveil_index::{Index, Module, Report, Saved};
+use podveil_index::{Awaited, Index, Module, Report, Saved, Start};
 use podveil_source::Cluster;
 use podveil_xds_server::{Publisher, Snapshot};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,8 +33,8 @@ pub(crate) enum Event {
 pub(crate) struct Shared(Arc<Mutex<Index>>);
 
 impl Shared {
-    pub(crate) fn new(saved: Saved) -> Self {
-        Self(Arc::new(Mutex::new(Index::new(saved))))
+    pub(crate) fn new(saved: Saved, start: Start) -> Self {
+        Self(Arc::new(Mutex::new(Index::new(saved, start))))
     }
 
     pub(crate) fn status(&self) -> podveil_index::Status {
@@ -55,10 +55,12 @@ fn now() -> Instant {
 pub(crate) struct Keeper {
     pub index: Shared,
     pub trust_domain: TrustDomain,
-    pub cluster: watch::Receiver<Arc<Cluster>>,
+    pub cluster: watch::Receiver<Option<Arc<Cluster>>>,
     pub events: mpsc::Receiver<Event>,
     pub publisher: Publisher,
     pub saved: watch::Sender<Saved>,
+    /// What nodes that take their configuration elsewhere are asked for.
+    pub awaited: watch::Sender<Arc<Awaited>>,
 }
 
 impl Keeper {
@@ -89,7 +91,9 @@ impl Keeper {
     }
 
     fn apply(&mut self) {
-        let cluster = self.cluster.borrow_and_update().clone();
+        let Some(cluster) = self.cluster.borrow_and_update().clone() else {
+            return;
+        };
         if cluster.trust_domain == self.trust_domain {
             self.index.lock().apply(now(), &cluster);
         } else {
@@ -134,6 +138,7 @@ impl Keeper {
             published = true;
         }
         if published {
+            self.awaited.send_replace(Arc::new(index.awaited()));
             let saved = index.saved();
             self.saved.send_if_modified(|last| {
                 let changed = *last != saved;

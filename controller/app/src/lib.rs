@@ -2,7 +2,7 @@
 //! `podveil-controller`: reads the cluster, takes the nodes' reports, and publishes over delta xDS what they are to know.
 //!
 //! ```text
-//! FileSource ──watch──> keeper (one writer of the Index) ──> Publisher ──> xDS streams
+//! source     ──watch──> keeper (one writer of the Index) ──> Publisher ──> xDS streams
 //! Reports    ──mpsc───>   │
 //!                         └──watch──> state file
 //! ```
@@ -23,6 +23,7 @@ mod keeper;
 mod metrics;
 mod reports;
 mod saved;
+mod source;
 mod status;
 
 pub use config::{Config, OVERRIDES};

@@ -4,12 +4,15 @@
 use crate::caller;
 use crate::keeper::Event;
 use podveil_identity::KubernetesName;
-use podveil_index::{Condition, Module, Report, WorkloadReport};
-use podveil_model::Uid;
+use podveil_index::{Awaited, Condition, Held, Module, Report, WorkloadReport};
+use podveil_model::{Epoch, Stage, Uid};
 use podveil_proto::podveil::node::v1 as wire;
 use podveil_proto::podveil::node::v1::reports_server::{Reports, ReportsServer};
 use podveil_xds_server::Publisher;
-use tokio::sync::mpsc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -19,12 +22,15 @@ const MAX_WORKLOADS: usize = 4096;
 /// A reason is one sentence; the rest of a longer one is cut off.
 const MAX_REASON_CHARS: usize = 256;
 const MAX_MESSAGE_BYTES: usize = 8 << 20;
+/// Between two questions to one program.
+const QUESTION_PAUSE: Duration = Duration::from_millis(100);
 
 /// Hands what nodes say to the keeper.
 #[derive(Debug)]
 pub(crate) struct ReportService {
     publisher: Publisher,
     events: mpsc::Sender<Event>,
+    awaited: watch::Receiver<Arc<Awaited>>,
     stop: CancellationToken,
 }
 
@@ -32,11 +38,13 @@ impl ReportService {
     pub(crate) fn server(
         publisher: Publisher,
         events: mpsc::Sender<Event>,
+        awaited: watch::Receiver<Arc<Awaited>>,
         stop: CancellationToken,
     ) -> ReportsServer<Self> {
         ReportsServer::new(Self {
             publisher,
             events,
+            awaited,
             stop,
         })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -59,6 +67,9 @@ impl Reports for ReportService {
             reports: request.into_inner(),
             publisher: self.publisher.clone(),
             events: self.events.clone(),
+            awaited: self.awaited.clone(),
+            questions: Questions::default(),
+            last: None,
         };
         let stop = self.stop.clone();
         tokio::spawn(async move {
@@ -86,41 +97,101 @@ struct Stream {
     reports: Streaming<wire::NodeReport>,
     publisher: Publisher,
     events: mpsc::Sender<Event>,
+    awaited: watch::Receiver<Arc<Awaited>>,
+    questions: Questions,
+    last: Option<(Report, u64)>,
 }
 
+type Answers = mpsc::Sender<Result<wire::ReportReceived, Status>>;
+
 impl Stream {
-    async fn serve(
-        &mut self,
-        received: &mpsc::Sender<Result<wire::ReportReceived, Status>>,
-    ) -> Result<(), Status> {
-        while let Some(report) = self.reports.message().await? {
-            let sequence = report.sequence;
-            let module = self.check(&report)?;
-            if self.module.is_none() {
-                self.tell(Event::Connected {
-                    node: self.node.clone(),
-                    module,
-                })
-                .await?;
-                self.module = Some(module);
-                tracing::info!(node = %self.node, %module, "reports begin");
-            }
-            let report = parse(report, &self.publisher);
-            self.tell(Event::Reported {
-                node: self.node.clone(),
-                module,
-                report,
-            })
-            .await?;
-            if received
-                .send(Ok(wire::ReportReceived { sequence }))
-                .await
-                .is_err()
-            {
-                return Ok(());
+    async fn serve(&mut self, received: &Answers) -> Result<(), Status> {
+        loop {
+            let ask_at = self.questions.next;
+            tokio::select! {
+                // CANCEL: a message that has not come whole stays in the stream.
+                report = self.reports.message() => match report? {
+                    Some(report) => self.take(report, received).await?,
+                    None => return Ok(()),
+                },
+                Ok(()) = self.awaited.changed() => {
+                    self.questions.due();
+                }
+                () = tokio::time::sleep_until(ask_at.unwrap_or_else(Instant::now)), if ask_at.is_some() => {
+                    self.ask(received).await?;
+                }
             }
         }
+    }
+
+    async fn take(&mut self, report: wire::NodeReport, received: &Answers) -> Result<(), Status> {
+        let sequence = report.sequence;
+        let module = self.check(&report)?;
+        if self.module.is_none() {
+            self.tell(Event::Connected {
+                node: self.node.clone(),
+                module,
+            })
+            .await?;
+            self.module = Some(module);
+            tracing::info!(node = %self.node, %module, "reports begin");
+        }
+        self.questions.answered(report.awaited);
+        let (mut report, ours) = parse(report, &self.publisher);
+        self.questions.asked_elsewhere = !ours;
+        if !ours {
+            report.applied = self.questions.confirmed;
+            self.questions.due();
+        }
+        self.last = Some((report.clone(), sequence));
+        self.report(module, report).await?;
+        // A program that no longer listens ends the stream by itself.
+        let _ = received
+            .send(Ok(wire::ReportReceived {
+                sequence,
+                awaited: None,
+            }))
+            .await;
         Ok(())
+    }
+
+    /// Asks for what is awaited, of a program that takes its configuration from another replica.
+    async fn ask(&mut self, received: &Answers) -> Result<(), Status> {
+        self.questions.next = None;
+        let awaited = self.awaited.borrow_and_update().clone();
+        let Some((mut report, sequence)) = self.last.clone() else {
+            return Ok(());
+        };
+        match self.questions.next_question(&awaited) {
+            Some(question) => {
+                let _ = received
+                    .send(Ok(wire::ReportReceived {
+                        sequence,
+                        awaited: Some(question),
+                    }))
+                    .await;
+                Ok(())
+            }
+            // There is nothing to ask for: it counts as having it.
+            None if self.questions.asked_elsewhere && report.applied < self.questions.confirmed => {
+                report.applied = self.questions.confirmed;
+                self.last = Some((report.clone(), sequence));
+                match self.module {
+                    Some(module) => self.report(module, report).await,
+                    None => Ok(()),
+                }
+            }
+            None => Ok(()),
+        }
+    }
+
+    async fn report(&self, module: Module, report: Report) -> Result<(), Status> {
+        self.tell(Event::Reported {
+            node: self.node.clone(),
+            module,
+            report,
+        })
+        .await
     }
 
     /// A node speaks for itself only, and one stream for one of its programs.
@@ -166,16 +237,76 @@ impl Stream {
     }
 }
 
-/// The only place where a report becomes one of the index's.
-fn parse(report: wire::NodeReport, publisher: &Publisher) -> Report {
+/// What a program that takes its configuration from another replica is asked, and has answered.
+#[derive(Debug, Default)]
+struct Questions {
+    asked_elsewhere: bool,
+    /// When the next one may be asked, if there is one.
+    next: Option<Instant>,
+    asked_at: Option<Instant>,
+    asked: u64,
+    /// What is awaited up to this snapshot is in use there.
+    confirmed: u64,
+}
+
+impl Questions {
+    fn due(&mut self) {
+        if self.asked_elsewhere {
+            let now = Instant::now();
+            let soonest = self
+                .asked_at
+                .map_or(now, |at| (at + QUESTION_PAUSE).max(now));
+            self.next.get_or_insert(soonest);
+        }
+    }
+
+    /// Only the newest question can be answered: each replaces the one before.
+    fn answered(&mut self, number: u64) {
+        if number != 0 && number == self.asked {
+            self.confirmed = self.confirmed.max(number);
+        }
+    }
+
+    fn next_question(&mut self, awaited: &Awaited) -> Option<wire::Awaited> {
+        if !self.asked_elsewhere || awaited.number <= self.confirmed || awaited.number == self.asked
+        {
+            return None;
+        }
+        let workloads: Vec<_> = awaited
+            .workloads
+            .iter()
+            .filter(|one| one.since > self.confirmed)
+            .map(|one| wire::AwaitedWorkload {
+                uid: one.uid.to_string(),
+                epoch: Some(wire::Epoch {
+                    resource_version: one.epoch.resource_version,
+                    stage: one.epoch.stage,
+                }),
+            })
+            .collect();
+        if workloads.is_empty() {
+            self.confirmed = awaited.number;
+            return None;
+        }
+        self.asked = awaited.number;
+        self.asked_at = Some(Instant::now());
+        Some(wire::Awaited {
+            number: awaited.number,
+            workloads,
+        })
+    }
+}
+
+/// The only place where a report becomes one of the index's. Whether the program takes its configuration from us: what
+/// another controller published, or this one before a restart, says nothing about ours.
+fn parse(report: wire::NodeReport, publisher: &Publisher) -> (Report, bool) {
     let published = publisher.version();
-    // What another controller published, or this one before a restart, says nothing about ours.
     let applied = report
         .applied_version
         .parse::<podveil_xds_server::Version>()
         .ok()
         .filter(|version| version.instance == published.instance)
-        .map_or(0, |version| version.number.min(published.number));
+        .map(|version| version.number.min(published.number));
     let workloads = report
         .workloads
         .into_iter()
@@ -190,6 +321,7 @@ fn parse(report: wire::NodeReport, publisher: &Publisher) -> Report {
             };
             let report = WorkloadReport {
                 condition,
+                held: held(&workload),
                 reason: workload.reason.chars().take(MAX_REASON_CHARS).collect(),
                 connections_older: workload.connections_older,
                 connections_captured: workload.connections_captured,
@@ -197,10 +329,30 @@ fn parse(report: wire::NodeReport, publisher: &Publisher) -> Report {
             (Uid::from(workload.uid.as_str()), report)
         })
         .collect();
-    Report {
-        applied,
+    let report = Report {
+        applied: applied.unwrap_or_default(),
         workloads,
         bundle_sequence: report.bundle_sequence,
         certificate_generation: report.certificate_generation,
-    }
+    };
+    (report, applied.is_some())
+}
+
+fn held(workload: &wire::WorkloadReport) -> Option<Held> {
+    let epoch = workload.epoch?;
+    let stage = match workload.stage() {
+        wire::EnrolmentStage::None => Stage::None,
+        wire::EnrolmentStage::Wanted => Stage::Wanted,
+        wire::EnrolmentStage::Capturable => Stage::Capturable,
+        wire::EnrolmentStage::Announced => Stage::Announced,
+        wire::EnrolmentStage::Mandatory => Stage::Mandatory,
+        wire::EnrolmentStage::Draining => Stage::Draining,
+    };
+    Some(Held {
+        stage,
+        epoch: Epoch {
+            resource_version: epoch.resource_version,
+            stage: epoch.stage,
+        },
+    })
 }

@@ -17,14 +17,21 @@ use std::collections::BTreeMap;
 /// node stops being ready changes nothing: only the label takes a workload out.
 ///
 /// The epoch's first part changes with the decision (label, mode, ports), the second follows from the stage alone. So
-/// two replicas, or one before and after a restart, give the same state the same epoch, and a replica that lags is
-/// known by it.
+/// a replica that lags is known by it, and one that knows less than the workload's own node learns from it
+/// ([`Enrolment::adopt`]).
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Enrolment {
     stage: Stage,
     epoch: Epoch,
     /// The snapshot that first held this stage; `None`: not published yet.
     since: Option<u64>,
+}
+
+/// Where a workload stands in what its own node has in use.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Held {
+    pub stage: Stage,
+    pub epoch: Epoch,
 }
 
 /// What decides the next step.
@@ -71,9 +78,43 @@ impl Enrolment {
         !matches!(self.stage, Stage::None | Stage::Mandatory)
     }
 
+    /// Waits until every node has its stage in use?
+    pub(crate) fn awaits_all(&self) -> bool {
+        matches!(self.stage, Stage::Announced | Stage::Draining)
+    }
+
     /// The deciding object has changed.
     pub(crate) fn decided(&mut self, version: u64) {
         self.epoch.resource_version = version.max(self.epoch.resource_version + 1);
+    }
+
+    /// Takes over where the workload's node knows more, from another replica or from before a restart. `known` is how new
+    /// the objects are that `wanted` was decided by: what was decided by newer ones waits until they are here. `fresh`:
+    /// this replica has published nothing yet, and its own stage says nothing.
+    pub(crate) fn adopt(&mut self, held: Held, wanted: bool, known: u64, fresh: bool) -> bool {
+        let before = (self.stage, self.epoch);
+        if held.epoch.resource_version > known || !(fresh || held.epoch > self.epoch) {
+            return false;
+        }
+        let same_way = held.stage.wants_capture() == self.stage.wants_capture();
+        let further = ordinal(held.stage) > ordinal(self.stage);
+        if further || !same_way || (fresh && !wanted) {
+            self.stage = held.stage;
+        }
+        let newest = self.epoch.resource_version.max(held.epoch.resource_version);
+        self.epoch = Epoch {
+            resource_version: newest,
+            stage: ordinal(self.stage),
+        };
+        if self.stage.wants_capture() != wanted {
+            // Decided again, by what is known here.
+            self.decided(known);
+        }
+        let changed = (self.stage, self.epoch) != before;
+        if changed {
+            self.since = None;
+        }
+        changed
     }
 
     pub(crate) fn published(&mut self, number: u64) {

@@ -1,26 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::enrolment::{Enrolment, Facts};
+use crate::enrolment::Facts;
+use crate::entry::{Entry, Parts};
 use crate::nodes::Nodes;
 use crate::resolve::{Resolved, resolve};
-use crate::settings::{self, Settings};
+use crate::settings::{self, NamespaceSettings};
 use crate::status::{self, Status};
 use crate::{Module, Report, Saved, SavedWorkload, Snapshot};
 use podveil_identity::KubernetesName;
-use podveil_model::{Epoch, MeshConfig, Mode, Stage, Uid, Workload};
-use podveil_source::{Cluster, Namespace, Phase, Pod};
+use podveil_model::{Epoch, MeshConfig, Stage, Uid, Workload};
+use podveil_source::{Cluster, Namespace};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
+
+/// About so many workloads are asked for in one question to a node; more where one snapshot brought more.
+const MAX_AWAITED: usize = 1000;
 
 /// The one place where the state of the cluster and the reports of the nodes meet.
 #[derive(Debug)]
 pub struct Index {
     /// Restored from before the restart, until the first cluster state says who is still there.
     saved: BTreeMap<Uid, SavedWorkload>,
-    /// No epoch so far is newer.
+    start: Start,
+    /// The newest version of the cluster so far, also before a restart.
     version: u64,
-    modes: BTreeMap<KubernetesName, Mode>,
+    namespaces: BTreeMap<KubernetesName, NamespaceSettings>,
     entries: BTreeMap<Uid, Entry>,
+    /// Endpoints that are no pods.
+    without_pods: Vec<Arc<Workload>>,
     /// Those whose next step waits for a report or a publication.
     moving: BTreeSet<Uid>,
     nodes: Nodes,
@@ -35,26 +42,42 @@ pub struct Index {
     changed: bool,
 }
 
-/// One pod that is not finished.
-#[derive(Debug)]
-pub(crate) struct Entry {
-    /// As it is published.
-    pub workload: Arc<Workload>,
-    pub enrolment: Enrolment,
-    pub conditions: Vec<String>,
-    wanted: bool,
-    settings: Settings,
-    /// The version at which it first appeared.
-    seen: u64,
+/// A program that has every one of these in use, at its epoch or a newer one, counts as having the snapshot of this number
+/// in use: nobody waits for anything else in it.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Awaited {
+    pub number: u64,
+    /// The longest awaited first.
+    pub workloads: Vec<AwaitedWorkload>,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct AwaitedWorkload {
+    /// The snapshot that first held it so.
+    pub since: u64,
+    pub uid: Uid,
+    pub epoch: Epoch,
+}
+
+/// When the first snapshot may be published.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Start {
+    /// When every program of a node has reported, so that what they hold already is gone on from, or has been waited for
+    /// for [`SILENCE`]: a controller that knows nothing of before must not take enrolled workloads back to plain.
+    AfterReports,
+    /// With the first state of the cluster.
+    AtOnce,
 }
 
 impl Index {
-    pub fn new(saved: Saved) -> Self {
+    pub fn new(saved: Saved, start: Start) -> Self {
         Self {
             saved: saved.workloads,
+            start,
             version: saved.version,
-            modes: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
             entries: BTreeMap::new(),
+            without_pods: Vec::new(),
             moving: BTreeSet::new(),
             nodes: Nodes::default(),
             services: Vec::new(),
@@ -71,44 +94,17 @@ impl Index {
         let version = cluster.version.max(self.version);
         self.version = version;
         self.nodes.expect(now, &cluster.nodes);
-        let Resolved {
-            mut workloads,
-            services,
-            policies,
-            mut refused,
-            mut conditions,
-        } = resolve(cluster, |uid| {
+        let mut resolved = resolve(cluster, |uid| {
             self.entries.get(uid).map_or(version, |entry| entry.seen)
         });
-        self.take_modes(cluster, &mut conditions);
-
-        let mut before = std::mem::take(&mut self.entries);
-        let nothing = Namespace::default();
-        for pod in &cluster.pods {
-            let Some(workload) = workloads.remove(&pod.uid) else {
-                continue;
-            };
-            let namespace = cluster.namespace(&pod.namespace).unwrap_or(&nothing);
-            let mode = self.modes.get(&pod.namespace).copied().unwrap_or_default();
-            let last = before.remove(&pod.uid);
-            let restored = match last {
-                Some(_) => None,
-                None => self.saved.remove(&pod.uid),
-            };
-            let mut entry = Entry::new(version, pod, namespace, mode, workload, last, restored);
-            entry
-                .conditions
-                .extend(refused.remove(&pod.uid).unwrap_or_default());
-            self.version = self.version.max(entry.enrolment.epoch().resource_version);
-            self.entries.insert(pod.uid.clone(), entry);
-        }
-        self.saved.clear();
-        self.moving = self.entries.keys().cloned().collect();
-        self.services = reuse(&self.services, services);
-        self.policies = reuse(&self.policies, policies);
+        self.take_namespaces(cluster, &mut resolved.conditions);
+        self.take_pods(cluster, version, &mut resolved);
+        let without_pods = resolved.without_pods().into_iter().map(Arc::new).collect();
+        self.changed |= replace(&mut self.without_pods, without_pods);
+        self.changed |= replace(&mut self.services, resolved.services);
+        self.changed |= replace(&mut self.policies, resolved.policies);
+        self.conditions = resolved.conditions;
         self.take_mesh(cluster, version);
-        self.conditions = conditions;
-        self.changed = true;
     }
 
     /// A program of a node has opened its stream of reports.
@@ -121,7 +117,7 @@ impl Index {
         self.nodes.disconnected(now, node, module);
     }
 
-    /// Takes a report. Workloads that are not on this node are left out of it.
+    /// Takes a report. Workloads that are not on this node are left out of it, once it is known where they are.
     pub fn report(
         &mut self,
         now: Instant,
@@ -129,12 +125,26 @@ impl Index {
         module: Module,
         mut report: Report,
     ) {
-        report.workloads.retain(|uid, _| {
-            self.entries
-                .get(uid)
-                .is_some_and(|entry| entry.workload.node == *node)
-        });
+        if self.mesh.is_some() {
+            report.workloads.retain(|uid, _| {
+                self.entries
+                    .get(uid)
+                    .is_some_and(|entry| entry.workload.node == *node)
+            });
+        }
         self.nodes.report(now, node, module, report);
+        let Some(report) = self.nodes.last_report(node, module) else {
+            return;
+        };
+        for (uid, workload) in &report.workloads {
+            let (Some(entry), Some(held)) = (self.entries.get_mut(uid), workload.held) else {
+                continue;
+            };
+            if entry.workload.node == *node && entry.adopt(held, self.published == 0) {
+                self.moving.insert(uid.clone());
+                self.changed = true;
+            }
+        }
     }
 
     /// Takes every step that is due; the snapshot to publish if that or anything else made a new one. After
@@ -142,14 +152,18 @@ impl Index {
     pub fn poll(&mut self, now: Instant) -> Option<Snapshot> {
         self.nodes.forget(now);
         let mesh = self.mesh.clone()?;
+        if self.published == 0 && self.waits_for_reports(now) {
+            return None;
+        }
         let applied_by_all = self.nodes.applied_by_all(now);
         let mut at_rest = Vec::new();
         for uid in &self.moving {
             let Some(entry) = self.entries.get_mut(uid) else {
+                at_rest.push(uid.clone());
                 continue;
             };
             let facts = Facts {
-                wanted: entry.wanted,
+                wanted: entry.wanted(),
                 ready: Module::ALL
                     .iter()
                     .all(|module| status::not_ready(entry, &self.nodes, *module).is_none()),
@@ -179,7 +193,9 @@ impl Index {
             workloads: self
                 .entries
                 .values()
-                .map(|entry| entry.workload.clone())
+                .map(|entry| &entry.workload)
+                .chain(&self.without_pods)
+                .cloned()
                 .collect(),
             services: self.services.clone(),
             policies: self.policies.clone(),
@@ -197,9 +213,35 @@ impl Index {
         }
     }
 
+    /// What to ask a program for that takes its configuration from another replica, and cannot name our snapshots.
+    pub fn awaited(&self) -> Awaited {
+        let mut workloads: Vec<_> = self
+            .moving
+            .iter()
+            .filter_map(|uid| self.entries.get(uid))
+            .filter(|entry| entry.enrolment.awaits_all())
+            .filter_map(|entry| {
+                Some(AwaitedWorkload {
+                    since: entry.enrolment.since()?,
+                    uid: entry.uid().clone(),
+                    epoch: entry.enrolment.epoch(),
+                })
+            })
+            .collect();
+        workloads.sort_by(|a, b| (a.since, &a.uid).cmp(&(b.since, &b.uid)));
+        let mut number = self.published;
+        if let Some(beyond) = workloads.get(MAX_AWAITED).map(|one| one.since) {
+            // All of one snapshot or nothing of it, except where that would ask for nothing.
+            let fits = workloads.partition_point(|one| one.since < beyond);
+            number = if fits > 0 { beyond - 1 } else { beyond };
+            workloads.retain(|one| one.since <= number);
+        }
+        Awaited { number, workloads }
+    }
+
     /// When to poll again although nothing was told: a program may have fallen silent that others wait for.
     pub fn next_wakeup(&self, now: Instant) -> Option<Instant> {
-        if self.moving.is_empty() {
+        if self.moving.is_empty() && self.published > 0 {
             return None;
         }
         self.nodes.next_silence(now)
@@ -209,7 +251,7 @@ impl Index {
     pub fn saved(&self) -> Saved {
         let saved = |entry: &Entry| SavedWorkload {
             stage: entry.enrolment.stage(),
-            mode: entry.settings.mode,
+            mode: entry.settings().mode,
             resource_version: entry.enrolment.epoch().resource_version,
         };
         Saved {
@@ -237,26 +279,93 @@ impl Index {
         }
     }
 
-    fn take_modes(&mut self, cluster: &Cluster, conditions: &mut Vec<String>) {
-        let mut modes = BTreeMap::new();
+    fn waits_for_reports(&self, now: Instant) -> bool {
+        self.start == Start::AfterReports
+            && self
+                .nodes
+                .heard(now)
+                .any(|(_, program)| program.report.is_none())
+    }
+
+    fn take_pods(&mut self, cluster: &Cluster, version: u64, resolved: &mut Resolved<'_>) {
+        let mut before = std::mem::take(&mut self.entries);
+        let nothing = Arc::new(Namespace::default());
+        let mut entries = Vec::with_capacity(cluster.pods.len());
+        for pod in cluster.pods.iter().filter(|pod| !pod.phase.is_finished()) {
+            let last = before.remove(&pod.uid);
+            let restored = match last {
+                Some(_) => None,
+                None => self.saved.remove(&pod.uid),
+            };
+            let namespace = cluster.namespaces.get(&pod.namespace).unwrap_or(&nothing);
+            let parts = Parts {
+                cluster,
+                pod,
+                namespace: namespace.clone(),
+                namespace_settings: self
+                    .namespaces
+                    .get(&pod.namespace)
+                    .copied()
+                    .unwrap_or_default(),
+                derived: resolved.derived(pod),
+                lift: version.saturating_sub(cluster.version),
+            };
+            let is_new = last.is_none();
+            let (mut entry, changed) = Entry::next(parts, last, restored, version);
+            self.changed |= changed;
+            if is_new {
+                self.version = self.version.max(entry.enrolment.epoch().resource_version);
+            }
+            if changed {
+                // Reports may have come before the object they tell of.
+                for module in Module::ALL {
+                    let held = self
+                        .nodes
+                        .last_report(&pod.node, module)
+                        .and_then(|report| report.workloads.get(&pod.uid)?.held);
+                    if let Some(held) = held {
+                        entry.adopt(held, self.published == 0);
+                    }
+                }
+                self.moving.insert(pod.uid.clone());
+            }
+            entries.push((pod.uid.clone(), entry));
+        }
+        self.changed |= !before.is_empty();
+        self.saved.clear();
+        self.entries = entries.into_iter().collect();
+    }
+
+    fn take_namespaces(&mut self, cluster: &Cluster, conditions: &mut Vec<String>) {
+        let mut namespaces = BTreeMap::new();
         for (name, namespace) in &cluster.namespaces {
             let mut bad = Vec::new();
             // Before a restart the mode was that of the pods.
-            let last = self.modes.get(name).copied().or_else(|| {
-                cluster
+            let last = self.namespaces.get(name).copied().or_else(|| {
+                if self.saved.is_empty() {
+                    return None;
+                }
+                let mode = cluster
                     .pods
                     .iter()
                     .filter(|pod| pod.namespace == *name)
-                    .find_map(|pod| self.saved.get(&pod.uid))
-                    .map(|saved| saved.mode)
+                    .find_map(|pod| self.saved.get(&pod.uid))?
+                    .mode;
+                Some(NamespaceSettings {
+                    mode,
+                    ..NamespaceSettings::default()
+                })
             });
-            modes.insert(name.clone(), settings::mode(namespace, last, &mut bad));
+            namespaces.insert(
+                name.clone(),
+                settings::of_namespace(namespace, last, &mut bad),
+            );
             conditions.extend(
                 bad.into_iter()
                     .map(|condition| format!("namespace {name}: {condition}")),
             );
         }
-        self.modes = modes;
+        self.namespaces = namespaces;
     }
 
     fn take_mesh(&mut self, cluster: &Cluster, version: u64) {
@@ -268,7 +377,12 @@ impl Index {
             service_ranges: ranges.unwrap_or_default().services,
             plain_outbound_ranges: cluster.plain_outbound.clone(),
             plain_outbound_namespaces: BTreeSet::new(),
-            nodes: BTreeMap::new(),
+            nodes: cluster
+                .nodes
+                .iter()
+                .filter(|(_, node)| !node.addresses.is_empty())
+                .map(|(name, node)| (name.clone(), node.addresses.clone()))
+                .collect(),
             epoch: Epoch {
                 resource_version: version,
                 stage: 0,
@@ -281,82 +395,25 @@ impl Index {
             }
             mesh.epoch = new;
         }
+        self.changed = true;
         self.mesh = Some(Arc::new(mesh));
     }
 }
 
-impl Entry {
-    fn new(
-        version: u64,
-        pod: &Pod,
-        namespace: &Namespace,
-        mode: Mode,
-        workload: Workload,
-        last: Option<Self>,
-        restored: Option<SavedWorkload>,
-    ) -> Self {
-        let mut conditions = Vec::new();
-        let settings = settings::settings(
-            pod,
-            mode,
-            last.as_ref().map(|last| &last.settings),
-            &mut conditions,
-        );
-        let mut enrolment = match (&last, restored) {
-            (Some(last), _) => last.enrolment.clone(),
-            (None, Some(saved)) => Enrolment::restored(saved.stage, saved.resource_version),
-            (None, None) => Enrolment::new(version),
-        };
-        // A pod that is told to end is not begun with; one that is under way stays.
-        let begins = pod.phase == Phase::Running;
-        let wanted =
-            pod.wants_enrolment(namespace, mode) && (begins || enrolment.stage() != Stage::None);
-        let decided = match (&last, restored) {
-            (Some(last), _) => last.wanted != wanted || last.settings != settings,
-            (None, Some(saved)) => saved.stage.wants_capture() != wanted || saved.mode != mode,
-            (None, None) => false,
-        };
-        if decided {
-            enrolment.decided(version);
-        }
-        let mut entry = Self {
-            enrolment,
-            conditions,
-            wanted,
-            seen: last.as_ref().map_or(version, |last| last.seen),
-            workload: Arc::new(Workload {
-                mode,
-                exclude_outbound_ports: settings.exclude_outbound_ports.clone(),
-                exclude_inbound_ports: settings.exclude_inbound_ports.clone(),
-                plain_inbound_ports: settings.plain_inbound_ports.clone(),
-                ..workload
-            }),
-            settings,
-        };
-        entry.show_stage();
-        if let Some(last) = last
-            && last.workload == entry.workload
-        {
-            entry.workload = last.workload;
-        }
-        entry
-    }
-
-    /// Makes the published form say the stage.
-    fn show_stage(&mut self) {
-        let workload = Arc::make_mut(&mut self.workload);
-        workload.stage = self.enrolment.stage();
-        workload.epoch = self.enrolment.epoch();
-    }
-}
-
-/// `new`, with the `Arc`s of `old` where the values are the same.
-fn reuse<T: PartialEq>(old: &[Arc<T>], new: Vec<Arc<T>>) -> Vec<Arc<T>> {
-    new.into_iter()
+/// Puts `new` in the place of `old`, keeping the `Arc`s of values that are the same; whether anything differs.
+fn replace<T: PartialEq>(old: &mut Vec<Arc<T>>, new: Vec<Arc<T>>) -> bool {
+    let mut changed = old.len() != new.len();
+    let new = new
+        .into_iter()
         .enumerate()
         .map(|(index, new)| match old.get(index) {
             Some(old) if *old == new => old.clone(),
-            _ => new,
+            _ => {
+                changed = true;
+                new
+            }
         })
-        .collect()
+        .collect();
+    *old = new;
+    changed
 }

@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 mod enrolment;
+mod entry;
 mod index;
 mod nodes;
 mod resolve;
@@ -28,8 +29,9 @@ mod settings;
 mod snapshot;
 mod status;
 
-pub use enrolment::{Saved, SavedWorkload};
-pub use index::Index;
+pub use enrolment::{Held, Saved, SavedWorkload};
+pub use entry::NotWanted;
+pub use index::{Awaited, AwaitedWorkload, Index, Start};
 pub use nodes::{Condition, Module, Report, SILENCE, WorkloadReport};
 pub use snapshot::Snapshot;
 pub use status::{ModuleStatus, NodeStatus, Status, WorkloadStatus};

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+use crate::Held;
 use podveil_identity::KubernetesName;
 use podveil_model::Uid;
+use podveil_source::Node;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -41,6 +43,8 @@ pub struct Report {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct WorkloadReport {
     pub condition: Condition,
+    /// What the program has in use of it; `None`: nothing.
+    pub held: Option<Held>,
     /// Why it is not ready; empty when it is.
     pub reason: String,
     pub connections_older: u32,
@@ -82,9 +86,12 @@ impl Program {
 
 impl Nodes {
     /// The nodes that the cluster has: each is expected to report with every module.
-    pub(crate) fn expect(&mut self, now: Instant, nodes: &BTreeSet<KubernetesName>) {
-        self.expected.clone_from(nodes);
-        for node in nodes {
+    pub(crate) fn expect(&mut self, now: Instant, nodes: &BTreeMap<KubernetesName, Node>) {
+        if nodes.keys().eq(&self.expected) {
+            return;
+        }
+        self.expected = nodes.keys().cloned().collect();
+        for node in nodes.keys() {
             for module in Module::ALL {
                 self.program(now, node, module);
             }

@@ -2,86 +2,137 @@
 //! What follows from the cluster alone: who owns which address, who stands behind which service, which policy selects
 //! whom.
 
-use podveil_identity::KubernetesName;
-use podveil_model::{EndpointPorts, Health, Service, ServiceKey, Uid, Workload};
+use podveil_identity::{KubernetesName, WorkloadIdentity};
+use podveil_model::{
+    EndpointPorts, External, Health, Mode, Service, ServiceKey, Stage, Uid, Workload,
+};
 use podveil_policy::{Policy, Scope};
-use podveil_source::{Cluster, Phase, Pod, ServiceEntry};
+use podveil_source::{Cluster, Phase, Pod, ServiceEntry, Target};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+/// What one pod, or one address without a pod, has from others.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Derived {
+    pub addresses: Vec<IpAddr>,
+    pub services: BTreeMap<ServiceKey, EndpointPorts>,
+    pub policies: BTreeSet<Arc<str>>,
+    /// A sentence for each claim that was not granted.
+    pub refused: Vec<String>,
+}
+
 /// Everything derived, and what could not be as it was written.
-#[derive(Debug, Default)]
-pub(crate) struct Resolved {
-    /// All that are not finished. The fields that enrolment and settings decide have their defaults.
-    pub workloads: BTreeMap<Uid, Workload>,
+#[derive(Debug)]
+pub(crate) struct Resolved<'a> {
+    cluster: &'a Cluster,
+    owners: HashMap<IpAddr, &'a Pod>,
+    endpoints: Endpoints<'a>,
+    selections: BTreeMap<PodKey<'a>, BTreeSet<Arc<str>>>,
     pub services: Vec<Arc<Service>>,
     pub policies: Vec<Arc<Policy>>,
-    /// A sentence for each claim that was not granted, by pod.
-    pub refused: BTreeMap<Uid, Vec<String>>,
-    /// The same for services and policies.
+    /// A sentence for each claim of a service that was not granted.
     pub conditions: Vec<String>,
 }
 
+type PodKey<'a> = (&'a KubernetesName, &'a str);
+
+/// Who stands behind which services.
+#[derive(Debug, Default)]
+struct Endpoints<'a> {
+    addresses: BTreeMap<(&'a KubernetesName, IpAddr), BTreeMap<ServiceKey, EndpointPorts>>,
+    named: HashMap<PodKey<'a>, BTreeMap<ServiceKey, EndpointPorts>>,
+    pods: HashMap<&'a Uid, BTreeMap<ServiceKey, EndpointPorts>>,
+}
+
 /// `seen`: the version at which a pod first appeared; one that is not in it appears now.
-pub(crate) fn resolve(cluster: &Cluster, seen: impl Fn(&Uid) -> u64) -> Resolved {
-    let mut resolved = Resolved {
+pub(crate) fn resolve(cluster: &Cluster, seen: impl Fn(&Uid) -> u64) -> Resolved<'_> {
+    let owners = owners(cluster, seen);
+    let mut conditions = Vec::new();
+    Resolved {
+        services: services(cluster, &owners, &mut conditions),
+        endpoints: endpoints(cluster),
+        selections: selections(cluster),
         policies: cluster
             .policies
             .iter()
             .map(|entry| Arc::new(entry.policy.clone()))
             .collect(),
-        ..Resolved::default()
-    };
-    let pods: Vec<&Pod> = cluster
-        .pods
-        .iter()
-        .filter(|pod| !pod.phase.is_finished())
-        .collect();
-    let owners = owners(&pods, seen);
-    let services = services(cluster, &owners, &mut resolved.conditions);
-    let policies = selections(cluster);
-    for pod in &pods {
-        let mut refused = Vec::new();
-        let addresses = granted(pod, &owners, &mut refused);
-        if !refused.is_empty() {
-            resolved.refused.insert(pod.uid.clone(), refused);
-        }
-        let key = (&pod.namespace, &*pod.name);
-        let workload = Workload {
-            services: services.endpoints.get(&key).cloned().unwrap_or_default(),
-            policies: policies.get(&key).cloned().unwrap_or_default(),
-            ..workload(cluster, pod, addresses)
-        };
-        resolved.workloads.insert(pod.uid.clone(), workload);
+        cluster,
+        owners,
+        conditions,
     }
-    resolved.services = services.services;
-    resolved
 }
 
+impl Resolved<'_> {
+    pub(crate) fn derived(&mut self, pod: &Pod) -> Derived {
+        let mut refused = Vec::new();
+        let addresses = granted(pod, &self.owners, &mut refused);
+        let key = (&pod.namespace, &*pod.name);
+        let mut services = self.endpoints.pods.remove(&pod.uid).unwrap_or_default();
+        if let Some(named) = self.endpoints.named.get(&key) {
+            services.extend(named.clone());
+        }
+        Derived {
+            addresses,
+            services,
+            policies: self.selections.get(&key).cloned().unwrap_or_default(),
+            refused,
+        }
+    }
+
+    /// Endpoints that are no pods: destinations of services, in plain, and nobody's address.
+    pub(crate) fn without_pods(&mut self) -> Vec<Workload> {
+        let trust_domain = &self.cluster.trust_domain;
+        std::mem::take(&mut self.endpoints.addresses)
+            .into_iter()
+            .filter_map(|((namespace, ip), services)| {
+                let name: Arc<str> = format!("endpoint.{namespace}.{ip}").into();
+                Some(Workload {
+                    addresses: vec![ip],
+                    services,
+                    host_network: true,
+                    ..bare(
+                        Uid(name.clone()),
+                        name,
+                        WorkloadIdentity::new(trust_domain.clone(), namespace.as_str(), "default")
+                            .ok()?,
+                        NO_NODE.parse().ok()?,
+                    )
+                })
+            })
+            .collect()
+    }
+}
+
+/// The node of an endpoint that runs on none we know. `.invalid` is reserved (RFC 2606), so no node is called so.
+const NO_NODE: &str = "none.invalid";
+
 /// Which pod has an address: a running one before one that ends, then the newest, then the one written last.
-fn owners<'a>(pods: &[&'a Pod], seen: impl Fn(&Uid) -> u64) -> HashMap<IpAddr, &'a Pod> {
-    let mut owners: HashMap<IpAddr, (bool, u64, &Pod)> = HashMap::new();
-    for pod in pods.iter().filter(|pod| !pod.host_network) {
-        let claim = (pod.phase == Phase::Running, seen(&pod.uid));
+fn owners(cluster: &Cluster, seen: impl Fn(&Uid) -> u64) -> HashMap<IpAddr, &Pod> {
+    let mut owners: HashMap<IpAddr, ((bool, u64, u64), &Pod)> =
+        HashMap::with_capacity(cluster.pods.len());
+    for pod in &cluster.pods {
+        if pod.host_network || pod.phase.is_finished() {
+            continue;
+        }
+        // When it was made is the same for every reader; when it was seen only where nobody says that.
+        let claim = (pod.phase == Phase::Running, pod.created, seen(&pod.uid));
         for ip in &pod.addresses {
-            let owner = owners.entry(*ip).or_insert((claim.0, claim.1, pod));
-            if (owner.0, owner.1) <= claim {
-                *owner = (claim.0, claim.1, pod);
+            let owner = owners.entry(*ip).or_insert((claim, pod));
+            if owner.0 <= claim {
+                *owner = (claim, pod);
             }
         }
     }
-    owners
-        .into_iter()
-        .map(|(ip, (_, _, pod))| (ip, pod))
-        .collect()
+    owners.into_iter().map(|(ip, (_, pod))| (ip, pod)).collect()
 }
 
 fn granted(pod: &Pod, owners: &HashMap<IpAddr, &Pod>, refused: &mut Vec<String>) -> Vec<IpAddr> {
     if pod.host_network {
-        return Vec::new();
+        return pod.addresses.clone();
     }
-    let mut granted = Vec::new();
+    let mut granted = Vec::with_capacity(pod.addresses.len());
     for ip in &pod.addresses {
         match owners.get(ip) {
             Some(owner) if owner.uid != pod.uid => {
@@ -95,7 +146,8 @@ fn granted(pod: &Pod, owners: &HashMap<IpAddr, &Pod>, refused: &mut Vec<String>)
     granted
 }
 
-fn workload(cluster: &Cluster, pod: &Pod, addresses: Vec<IpAddr>) -> Workload {
+/// As it is published, but for what enrolment and settings decide.
+pub(crate) fn workload(cluster: &Cluster, pod: &Pod, derived: Derived) -> Workload {
     let label = |names: &[&str], default: &str| -> Arc<str> {
         names
             .iter()
@@ -103,19 +155,19 @@ fn workload(cluster: &Cluster, pod: &Pod, addresses: Vec<IpAddr>) -> Workload {
             .map_or(default, String::as_str)
             .into()
     };
+    let node = cluster.nodes.get(&pod.node);
     Workload {
-        uid: pod.uid.clone(),
-        name: pod.name.clone(),
-        identity: pod.identity(&cluster.trust_domain),
-        addresses,
-        node: pod.node.clone(),
+        addresses: derived.addresses,
+        services: derived.services,
+        policies: derived.policies,
+        locality: node.map_or_else(Default::default, |node| node.locality.clone()),
         health: match pod.phase {
             Phase::Terminating => Health::Terminating,
             _ if !pod.ready => Health::Unhealthy,
             _ => Health::Healthy,
         },
         host_network: pod.host_network,
-        workload_name: pod.name.clone(),
+        workload_name: pod.owner.as_ref().unwrap_or(&pod.name).clone(),
         // The names that Istio's own controller looks at, in its order.
         canonical_name: label(
             &[
@@ -123,7 +175,7 @@ fn workload(cluster: &Cluster, pod: &Pod, addresses: Vec<IpAddr>) -> Workload {
                 "app.kubernetes.io/name",
                 "app",
             ],
-            &pod.name,
+            pod.owner.as_ref().unwrap_or(&pod.name),
         ),
         canonical_revision: label(
             &[
@@ -133,11 +185,37 @@ fn workload(cluster: &Cluster, pod: &Pod, addresses: Vec<IpAddr>) -> Workload {
             ],
             "latest",
         ),
+        host_ports: pod.host_ports.clone(),
+        probe_ports: pod.probe_ports.clone(),
+        ..bare(
+            pod.uid.clone(),
+            pod.name.clone(),
+            pod.identity(&cluster.trust_domain),
+            pod.node.clone(),
+        )
+    }
+}
+
+/// Not enrolled, healthy, without addresses.
+fn bare(uid: Uid, name: Arc<str>, identity: WorkloadIdentity, node: KubernetesName) -> Workload {
+    Workload {
+        uid,
+        workload_name: name.clone(),
+        canonical_name: name.clone(),
+        canonical_revision: "latest".into(),
+        name,
+        identity,
+        node,
+        addresses: Vec::new(),
+        locality: Default::default(),
+        health: Health::Healthy,
+        host_network: false,
         cluster: "Kubernetes".into(),
         capacity: 1,
-        stage: Default::default(),
+        stage: Stage::None,
         epoch: Default::default(),
-        mode: Default::default(),
+        mode: Mode::default(),
+        external: External::default(),
         services: BTreeMap::new(),
         policies: BTreeSet::new(),
         exclude_outbound_ports: BTreeSet::new(),
@@ -145,66 +223,68 @@ fn workload(cluster: &Cluster, pod: &Pod, addresses: Vec<IpAddr>) -> Workload {
         plain_inbound_ports: BTreeSet::new(),
         probe_ports: BTreeSet::new(),
         host_ports: BTreeMap::new(),
-        locality: Default::default(),
-        external: Default::default(),
     }
 }
 
-type PodKey<'a> = (&'a KubernetesName, &'a str);
-
-#[derive(Default)]
-struct Services<'a> {
-    services: Vec<Arc<Service>>,
-    /// By pod, the services it stands behind.
-    endpoints: HashMap<PodKey<'a>, BTreeMap<ServiceKey, EndpointPorts>>,
-}
-
-fn services<'a>(
-    cluster: &'a Cluster,
-    owners: &HashMap<IpAddr, &Pod>,
-    conditions: &mut Vec<String>,
-) -> Services<'a> {
-    let mut resolved = Services::default();
-    let mut taken: HashMap<IpAddr, String> = HashMap::new();
+fn endpoints(cluster: &Cluster) -> Endpoints<'_> {
+    let mut endpoints = Endpoints::default();
     for entry in &cluster.services {
         let key = key(entry);
-        let ports: EndpointPorts = entry
-            .ports
-            .iter()
-            .map(|port| (port.port, port.target))
-            .collect();
-        for name in &entry.endpoints {
-            resolved
-                .endpoints
-                .entry((&entry.namespace, &**name))
+        for endpoint in &entry.endpoints {
+            let services = match &endpoint.target {
+                Target::Address(ip) => endpoints
+                    .addresses
+                    .entry((&entry.namespace, *ip))
+                    .or_default(),
+                Target::Name(name) => endpoints
+                    .named
+                    .entry((&entry.namespace, &**name))
+                    .or_default(),
+                Target::Pod(uid) => endpoints.pods.entry(uid).or_default(),
+            };
+            services
+                .entry(key.clone())
                 .or_default()
-                .insert(key.clone(), ports.clone());
+                .extend(endpoint.ports.iter().map(|(from, to)| (*from, *to)));
         }
-        let mut addresses = Vec::new();
+    }
+    endpoints
+}
+
+fn services(
+    cluster: &Cluster,
+    owners: &HashMap<IpAddr, &Pod>,
+    conditions: &mut Vec<String>,
+) -> Vec<Arc<Service>> {
+    let mut services = Vec::with_capacity(cluster.services.len());
+    let mut taken: HashMap<IpAddr, ServiceKey> = HashMap::new();
+    for entry in &cluster.services {
+        let key = key(entry);
+        let mut addresses = Vec::with_capacity(entry.addresses.len());
         for ip in &entry.addresses {
             // An address leads to one place. A pod's own is proved by its identity, so the pod has it.
             let other = owners.get(ip).map(|pod| pod.uid.to_string());
-            match other.or_else(|| taken.get(ip).cloned()) {
+            match other.or_else(|| taken.get(ip).map(ToString::to_string)) {
                 Some(other) => {
                     conditions.push(format!("service {key}: address {ip} belongs to {other}"));
                 }
                 None => {
-                    taken.insert(*ip, key.to_string());
+                    taken.insert(*ip, key.clone());
                     addresses.push(*ip);
                 }
             }
         }
-        resolved.services.push(Arc::new(Service {
+        services.push(Arc::new(Service {
             name: entry.name.clone(),
             addresses,
             ports: entry.ports.clone(),
             publish_not_ready: entry.publish_not_ready,
-            balancing: Default::default(),
-            node_ports: BTreeMap::new(),
+            balancing: entry.balancing.clone(),
+            node_ports: entry.node_ports.clone(),
             key,
         }));
     }
-    resolved
+    services
 }
 
 fn key(entry: &ServiceEntry) -> ServiceKey {

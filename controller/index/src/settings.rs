@@ -1,34 +1,60 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a pod's namespace and annotations set. A value that cannot be read keeps the last good one.
 
-use podveil_model::{Mode, is_own_port};
+use podveil_model::{External, Mode, is_own_port};
 use podveil_source::{Namespace, Pod, labels};
 use std::collections::BTreeSet;
 
 /// More ports than any pod leaves out; a longer list is a mistake.
 const MAX_PORTS: usize = 64;
 
+/// What holds for every pod of a namespace.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct NamespaceSettings {
+    pub mode: Mode,
+    pub external: External,
+}
+
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Settings {
     pub mode: Mode,
+    pub external: External,
     pub exclude_outbound_ports: BTreeSet<u16>,
     pub exclude_inbound_ports: BTreeSet<u16>,
     pub plain_inbound_ports: BTreeSet<u16>,
 }
 
-/// The mode of a namespace, where `last` was the mode before.
-pub(crate) fn mode(
+/// The settings of a namespace, where `last` were those before.
+pub(crate) fn of_namespace(
     namespace: &Namespace,
-    last: Option<Mode>,
+    last: Option<NamespaceSettings>,
     conditions: &mut Vec<String>,
-) -> Mode {
-    match namespace.mode() {
-        Ok(mode) => mode.unwrap_or_default(),
-        Err(bad) => {
-            let mode = last.unwrap_or_default();
-            conditions.push(format!("{bad}; {} stays", name(mode)));
-            mode
-        }
+) -> NamespaceSettings {
+    let last = last.unwrap_or_default();
+    if let Some(value) = namespace.labels.get(labels::ENROL)
+        && value != "true"
+        && value != "false"
+    {
+        conditions.push(format!(
+            "label {} is {value:?}, not \"true\" or \"false\"; it counts as \"false\"",
+            labels::ENROL
+        ));
+    }
+    NamespaceSettings {
+        mode: namespace.mode().map_or_else(
+            |bad| {
+                conditions.push(format!("{bad}; {} stays", name(last.mode)));
+                last.mode
+            },
+            Option::unwrap_or_default,
+        ),
+        external: namespace.external().map_or_else(
+            |bad| {
+                conditions.push(format!("{bad}; the last good one stays"));
+                last.external
+            },
+            Option::unwrap_or_default,
+        ),
     }
 }
 
@@ -39,10 +65,10 @@ pub(crate) fn name(mode: Mode) -> &'static str {
     }
 }
 
-/// The settings of a pod in a namespace of this mode.
+/// The settings of a pod in a namespace of these.
 pub(crate) fn settings(
     pod: &Pod,
-    mode: Mode,
+    NamespaceSettings { mode, external }: NamespaceSettings,
     last: Option<&Settings>,
     conditions: &mut Vec<String>,
 ) -> Settings {
@@ -51,12 +77,16 @@ pub(crate) fn settings(
             return BTreeSet::new();
         };
         ports(text).unwrap_or_else(|fault| {
-            conditions.push(format!("annotation {annotation} is {text:?}: {fault}"));
+            conditions.push(format!(
+                "annotation {annotation} is {:?}: {fault}; the last good value stays",
+                shortened(text)
+            ));
             last.cloned().unwrap_or_default()
         })
     };
     let mut settings = Settings {
         mode,
+        external,
         exclude_outbound_ports: read(
             labels::EXCLUDE_OUTBOUND_PORTS,
             last.map(|last| &last.exclude_outbound_ports),
@@ -81,6 +111,16 @@ pub(crate) fn settings(
     settings
 }
 
+/// For a sentence; a person sees the rest in the object itself.
+fn shortened(text: &str) -> String {
+    const CHARS: usize = 64;
+    let mut short: String = text.chars().take(CHARS).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    short
+}
+
 fn ports(text: &str) -> Result<BTreeSet<u16>, String> {
     let mut ports = BTreeSet::new();
     for part in text
@@ -89,7 +129,7 @@ fn ports(text: &str) -> Result<BTreeSet<u16>, String> {
         .filter(|part| !part.is_empty())
     {
         match part.parse::<u16>() {
-            Ok(0) | Err(_) => return Err(format!("{part:?} is not a port")),
+            Ok(0) | Err(_) => return Err(format!("{:?} is not a port", shortened(part))),
             Ok(port) if is_own_port(port) => {
                 return Err(format!("port {port} is the proxy's own"));
             }

@@ -2,7 +2,7 @@
 //! What a person is told: where each workload and each program stands, and what it waits for.
 
 use crate::Module;
-use crate::index::Entry;
+use crate::entry::Entry;
 use crate::nodes::{Condition, Nodes};
 use podveil_identity::{KubernetesName, WorkloadIdentity};
 use podveil_model::{Epoch, Mode, Stage, Uid};
@@ -55,7 +55,7 @@ pub struct WorkloadStatus {
     pub stage: Stage,
     pub epoch: Epoch,
     pub mode: Mode,
-    /// What the next stage waits for; empty at rest.
+    /// What the next stage waits for, or why it is not enrolled; empty where all is as it should be.
     pub reason: String,
     /// What could not be taken as it was written.
     pub conditions: Vec<String>,
@@ -111,7 +111,7 @@ pub(crate) fn workload(entry: &Entry, nodes: &Nodes, now: Instant) -> WorkloadSt
         epoch: workload.epoch,
         mode: workload.mode,
         reason: reason(entry, nodes, now),
-        conditions: entry.conditions.clone(),
+        conditions: entry.conditions().cloned().collect(),
         connections_older: report(Module::Redirect).map_or(0, |report| report.connections_older),
         connections_captured: report(Module::Proxy).map_or(0, |report| report.connections_captured),
     }
@@ -119,7 +119,10 @@ pub(crate) fn workload(entry: &Entry, nodes: &Nodes, now: Instant) -> WorkloadSt
 
 fn reason(entry: &Entry, nodes: &Nodes, now: Instant) -> String {
     match entry.enrolment.stage() {
-        Stage::None | Stage::Mandatory => String::new(),
+        Stage::Mandatory => String::new(),
+        Stage::None => entry
+            .not_wanted
+            .map_or_else(String::new, |why| why.to_string()),
         Stage::Wanted => Module::ALL
             .iter()
             .find_map(|module| {
@@ -155,11 +158,17 @@ pub(crate) fn not_ready<'a>(
     let Some(report) = nodes.last_report(&workload.node, module) else {
         return Some(NotReady::NotReported);
     };
-    if report.applied < since {
+    let reported = report.workloads.get(&workload.uid);
+    // What it says knowing this stage: from us, or from another replica.
+    let knows = report.applied >= since
+        || reported
+            .and_then(|reported| reported.held)
+            .is_some_and(|held| held.epoch >= entry.enrolment.epoch());
+    if !knows {
         let applied = report.applied;
         return Some(NotReady::NotApplied { applied, since });
     }
-    match report.workloads.get(&workload.uid) {
+    match reported {
         None => Some(NotReady::NotKnown),
         Some(report) => match report.condition {
             Condition::Ready => None,

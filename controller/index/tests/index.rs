@@ -4,7 +4,7 @@
 #[path = "index/world.rs"]
 mod world;
 
-use podveil_index::{Condition, Index, Module, SILENCE, Saved};
+use podveil_index::{Condition, Held, Index, Module, SILENCE, Saved, Start};
 use podveil_model::{Epoch, Health, Mode, Stage};
 use std::time::Duration;
 use world::World;
@@ -329,7 +329,7 @@ workloads:
 }
 
 #[test]
-fn a_host_network_pod_owns_no_address() {
+fn a_host_network_pods_addresses_are_not_its_own() {
     let mut world = World::new();
     world.apply(
         "
@@ -338,8 +338,11 @@ workloads:
 - {name: ds, namespace: shop, uid: ds, node: n1, serviceAccount: a, addresses: [10.0.0.1], hostNetwork: true}
 ",
     );
-    assert!(world.addresses("ds").is_empty());
+    // They lead to it through a service, and take nothing from anybody.
+    assert!(world.workload("ds").host_network);
+    assert_eq!(world.addresses("ds"), ["10.0.0.1"]);
     assert_eq!(world.addresses("web"), ["10.0.0.1"]);
+    assert!(world.conditions("ds").is_empty());
 }
 
 #[test]
@@ -441,7 +444,7 @@ fn nothing_is_published_twice() {
 
 #[test]
 fn nothing_is_published_before_the_first_state() {
-    let mut index = Index::new(Saved::default());
+    let mut index = Index::new(Saved::default(), Start::AtOnce);
     assert!(index.poll(std::time::Instant::now()).is_none());
 }
 
@@ -465,4 +468,119 @@ fn a_report_about_another_nodes_workload_is_left_out() {
     world.report("n2", Module::Proxy, &[("web", Condition::Ready)]);
     world.report("n2", Module::Redirect, &[("web", Condition::Ready)]);
     assert_eq!(world.stage("web"), Stage::Wanted);
+}
+
+/// A replica whose program of the node holds `stage` at this epoch already, from elsewhere.
+fn reported(world: &mut World, stage: Stage, resource_version: u64, ordinal: u32) {
+    let epoch = Epoch {
+        resource_version,
+        stage: ordinal,
+    };
+    for module in Module::ALL {
+        world.report_held("n1", module, "web", Held { stage, epoch });
+        world.report("n2", module, &[]);
+    }
+}
+
+#[test]
+fn without_saved_state_nothing_is_published_until_every_program_has_reported() {
+    let mut world = World::after_reports();
+    world.apply(LABELLED);
+    assert!(world.last.is_none());
+    reported(&mut world, Stage::Mandatory, 50, 4);
+    // Never back to wanted: peers would go plain.
+    assert_eq!(world.stages_published("web"), [Stage::Mandatory]);
+}
+
+#[test]
+fn programs_that_do_not_report_are_waited_for_no_longer_than_the_silence() {
+    let mut world = World::after_reports();
+    world.apply(LABELLED);
+    world.advance(SILENCE);
+    assert!(world.last.is_none());
+    world.advance(Duration::from_secs(1));
+    assert_eq!(world.stage("web"), Stage::Wanted);
+}
+
+#[test]
+fn a_label_taken_off_while_no_controller_ran_is_drained() {
+    let mut world = World::after_reports();
+    world.apply(UNLABELLED);
+    reported(&mut world, Stage::Mandatory, 50, 4);
+    assert_eq!(world.stage("web"), Stage::Draining);
+    assert!(world.workload("web").epoch.resource_version > 50);
+}
+
+#[test]
+fn a_replica_learns_from_the_node_how_far_another_one_is() {
+    let mut world = World::new();
+    world.apply(LABELLED);
+    assert_eq!(world.stage("web"), Stage::Wanted);
+    let epoch = world.workload("web").epoch;
+    reported(&mut world, Stage::Announced, epoch.resource_version, 3);
+    assert_eq!(world.stage("web"), Stage::Announced);
+}
+
+#[test]
+fn what_was_decided_by_newer_objects_waits_until_they_are_here() {
+    let mut world = mandatory();
+    let before = world.workload("web").epoch;
+    reported(
+        &mut world,
+        Stage::Draining,
+        before.resource_version + 1000,
+        1,
+    );
+    assert_eq!(world.stage("web"), Stage::Mandatory);
+    assert_eq!(world.workload("web").epoch, before);
+}
+
+#[test]
+fn a_replica_that_lags_takes_nobody_out() {
+    // This one knows of the label; the node holds the older state, without it, from a replica that lags.
+    let mut world = mandatory();
+    reported(&mut world, Stage::None, 1, 2);
+    assert_eq!(world.stage("web"), Stage::Mandatory);
+}
+
+#[test]
+fn what_is_awaited_names_workloads_and_their_epochs() {
+    let mut world = World::new();
+    world.apply(LABELLED);
+    assert!(world.index.awaited().workloads.is_empty());
+    world.report_all(&["web"]);
+    let awaited = world.index.awaited();
+    let [web] = awaited.workloads.as_slice() else {
+        panic!("one: {awaited:?}")
+    };
+    assert_eq!(web.uid.to_string(), "web");
+    assert_eq!(web.epoch, world.workload("web").epoch);
+    assert_eq!(awaited.number, world.number);
+    world.report_all(&["web"]);
+    assert!(world.index.awaited().workloads.is_empty());
+}
+
+#[test]
+fn each_pod_that_is_not_enrolled_says_why() {
+    let mut world = World::new();
+    world.apply(
+        "
+namespaces:
+- {name: shop, labels: {io.cilium/mtls-enabled: 'true'}}
+- {name: plain}
+workloads:
+- {name: a, namespace: plain, uid: plain, node: n1, serviceAccount: a}
+- {name: b, namespace: shop, uid: host, node: n1, serviceAccount: a, hostNetwork: true}
+- {name: c, namespace: shop, uid: out, node: n1, serviceAccount: a, labels: {io.cilium/mtls-enabled: 'false'}}
+- {name: d, namespace: shop, uid: ending, node: n1, serviceAccount: a, phase: Terminating}
+",
+    );
+    for (uid, reason) in [
+        ("plain", "has no label io.cilium/mtls-enabled=true"),
+        ("host", "shares its node's network"),
+        ("out", "opts out"),
+        ("ending", "is ending"),
+    ] {
+        assert!(world.reason(uid).contains(reason), "{}", world.reason(uid));
+    }
 }

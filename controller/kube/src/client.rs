@@ -1,6 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use kube::Client;
+use kube::client::{Body, ConfigExt};
 use kube::config::{Config, InferConfigError};
+use std::time::Duration;
+use tower::{BoxError, ServiceBuilder};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A watch may be silent for minutes; whether the server is still there is asked below it: a dead one is noticed within
+/// idle + retries x interval, or within the last bound where a request is under way.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_RETRIES: u32 = 3;
+const UNACKNOWLEDGED: Duration = Duration::from_secs(25);
+/// Until an answer begins; a watch's begins at once.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why there is no way to the API server: always for the operator to mend.
 #[derive(Debug, thiserror::Error)]
@@ -20,5 +35,25 @@ pub async fn client() -> Result<Client, ClientError> {
     let config = Config::infer()
         .await
         .map_err(|error| ClientError::Infer(Box::new(error)))?;
-    Client::try_from(config).map_err(|error| ClientError::Make(Box::new(error)))
+    client_of(&config).map_err(|error| ClientError::Make(Box::new(error)))
+}
+
+fn client_of(config: &Config) -> kube::Result<Client> {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    connector.set_keepalive(Some(KEEPALIVE_IDLE));
+    connector.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    connector.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
+    connector.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    let connector = config.rustls_https_connector_with_connector(connector)?;
+    let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+        .build::<_, Body>(connector);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .timeout(ANSWER_TIMEOUT)
+        .map_err(BoxError::from)
+        .service(http);
+    Ok(Client::new(service, config.default_namespace.clone()))
 }

@@ -15,11 +15,20 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod endpoints;
+mod follow;
+mod join;
+mod kinds;
 mod lease;
+mod objects;
+mod pods;
+mod services;
 mod source;
+mod table;
 
 pub use client::{ClientError, client};
 pub use k8s_openapi;
 pub use kube;
 pub use lease::{Election, LEASE_DURATION, Standing};
+pub use objects::UNINSTALL;
 pub use source::{KubeOptions, KubeSource, Scope};

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The state of a cluster as it was written down: [`Cluster`], and where it is read from.
 //!
-//! For now the source is a YAML file, or a directory of them ([`FileSource`]). The controller and the CA each read it
-//! for themselves, so that neither has to believe the other.
+//! [`SourceConfig`] names the source: the Kubernetes API (`podveil-kube`), or a YAML file or a directory of them
+//! ([`FileSource`]). The controller and the CA each read it for themselves, so that neither has to believe the other.
 //!
 //! Task: `FileSource::start` spawns one, which ends with its [`CancellationToken`](tokio_util::sync::CancellationToken).
 //! In: file-system notices. Out: two `watch` channels, the last good [`Cluster`] and the [`Status`] of the last
@@ -13,13 +13,16 @@
 #![forbid(unsafe_code)]
 
 mod cluster;
+mod config;
 mod file;
 mod parse;
 mod policy;
 mod watch;
 
 pub use cluster::{
-    BadMode, Cluster, Namespace, Phase, Pod, PolicyEntry, Ranges, ServiceEntry, labels,
+    BadExternal, BadMode, Cluster, Endpoint, Namespace, Node, NotEnrolled, Phase, Pod, PolicyEntry,
+    Ranges, ServiceEntry, Target, labels,
 };
+pub use config::SourceConfig;
 pub use parse::{Fault, ParseError, parse};
 pub use watch::{FileSource, LoadError, Status, load};

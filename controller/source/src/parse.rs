@@ -2,16 +2,20 @@
 //! From texts to one [`Cluster`]: each file by itself, then what must hold between them.
 
 use crate::file::{self, Document, Range, Text};
-use crate::{Cluster, Namespace, Phase, Pod, PolicyEntry, Ranges, ServiceEntry, policy};
+use crate::{
+    Cluster, Endpoint, Namespace, Node, Phase, Pod, PolicyEntry, Ranges, ServiceEntry, Target,
+    policy,
+};
 use ipnet::IpNet;
 use podveil_identity::{KubernetesName, TrustDomain};
-use podveil_model::{ServicePort, Uid};
+use podveil_model::{Balancing, EndpointPorts, ServicePort, Uid};
 use serde_saphyr::Spanned;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What is wrong, and where.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -59,7 +63,10 @@ pub fn parse<'a>(
     version: u64,
     files: impl IntoIterator<Item = (&'a Path, &'a str)>,
 ) -> Result<Cluster, ParseError> {
-    let mut merge = Merge::default();
+    let mut merge = Merge {
+        version,
+        ..Merge::default()
+    };
     for (path, text) in files {
         let document: Document = file::read(text).map_err(|(line, sentence)| ParseError {
             file: path.to_owned(),
@@ -68,19 +75,20 @@ pub fn parse<'a>(
         })?;
         merge.add(path, document)?;
     }
-    merge.finish(version)
+    merge.finish()
 }
 
 /// What has been read so far, and where each thing stood.
 #[derive(Default)]
 struct Merge {
+    version: u64,
     trust_domain: Option<(TrustDomain, String)>,
     ranges: Option<Ranges>,
     plain_outbound: Vec<IpNet>,
-    nodes: BTreeSet<KubernetesName>,
-    namespaces: BTreeMap<KubernetesName, Namespace>,
-    pods: Vec<Pod>,
-    services: Vec<ServiceEntry>,
+    nodes: BTreeMap<KubernetesName, Node>,
+    namespaces: BTreeMap<KubernetesName, Arc<Namespace>>,
+    pods: Vec<Arc<Pod>>,
+    services: Vec<Arc<ServiceEntry>>,
     policies: Vec<PolicyEntry>,
     last: Option<PathBuf>,
     seen: HashMap<(&'static str, String), String>,
@@ -114,13 +122,17 @@ impl Merge {
         self.plain_outbound.extend(plain(document.plain_outbound));
         for node in document.nodes {
             self.once(&place, "node", node.value.name.0.to_string(), &node)?;
-            self.nodes.insert(node.value.name.0);
+            self.nodes.insert(node.value.name.0, Node::default());
         }
         for namespace in document.namespaces {
             let name = namespace.value.name.0.clone();
             self.once(&place, "namespace", name.to_string(), &namespace)?;
-            let labels = namespace.value.labels;
-            self.namespaces.insert(name, Namespace { labels });
+            let namespace = Namespace {
+                labels: namespace.value.labels,
+                own: false,
+                version: self.version,
+            };
+            self.namespaces.insert(name, Arc::new(namespace));
         }
         for workload in document.workloads {
             let uid = &workload.value.uid;
@@ -131,12 +143,13 @@ impl Merge {
                 ));
             }
             self.once(&place, "workload with uid", uid.value.clone(), uid)?;
-            self.pods.push(pod(workload.value));
+            self.pods.push(Arc::new(pod(workload.value, self.version)));
         }
         for service in document.services {
             let key = format!("{}/{}", service.value.namespace.0, service.value.name.0);
             self.once(&place, "service", key, &service)?;
-            self.services.push(service_entry(&place, service.value)?);
+            self.services
+                .push(Arc::new(service_entry(&place, service.value)?));
         }
         for policy in document.policies {
             let line = policy.referenced.line();
@@ -179,15 +192,16 @@ impl Merge {
         }
     }
 
-    fn finish(self, version: u64) -> Result<Cluster, ParseError> {
+    fn finish(self) -> Result<Cluster, ParseError> {
         let (trust_domain, _) = self.trust_domain.ok_or(ParseError {
             file: self.last.unwrap_or_default(),
             line: 0,
             fault: Fault::NoTrustDomain,
         })?;
         Ok(Cluster {
-            version,
+            version: self.version,
             trust_domain,
+            released: None,
             ranges: self.ranges,
             plain_outbound: self.plain_outbound,
             nodes: self.nodes,
@@ -222,7 +236,7 @@ fn plain(ranges: Vec<Text<Range>>) -> impl Iterator<Item = IpNet> {
     ranges.into_iter().map(|range| range.0.0)
 }
 
-fn pod(workload: file::Workload) -> Pod {
+fn pod(workload: file::Workload, version: u64) -> Pod {
     Pod {
         name: workload.name.0.as_str().into(),
         namespace: workload.namespace.0,
@@ -240,6 +254,11 @@ fn pod(workload: file::Workload) -> Pod {
         },
         host_network: workload.host_network,
         ready: workload.ready,
+        owner: None,
+        host_ports: BTreeMap::new(),
+        probe_ports: BTreeSet::new(),
+        created: 0,
+        version,
     }
 }
 
@@ -256,13 +275,20 @@ fn service_entry(place: &Place<'_>, service: file::Service) -> Result<ServiceEnt
         }
         ports.push(port);
     }
+    let to: EndpointPorts = ports.iter().map(|port| (port.port, port.target)).collect();
+    let endpoint = |name: String| Endpoint {
+        target: Target::Name(name.into()),
+        ports: to.clone(),
+    };
     Ok(ServiceEntry {
         name: service.name.0.as_str().into(),
         namespace: service.namespace.0,
         addresses: addresses(service.addresses),
+        endpoints: service.endpoints.into_iter().map(endpoint).collect(),
         ports,
-        endpoints: service.endpoints.into_iter().map(Into::into).collect(),
+        node_ports: BTreeMap::new(),
         publish_not_ready: service.publish_not_ready_addresses,
+        balancing: Balancing::default(),
     })
 }
 

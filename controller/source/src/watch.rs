@@ -23,7 +23,7 @@ pub struct Status {
     /// Readings that changed the cluster.
     pub changes: u64,
     /// Why the newest content is not in use; `None` when it is.
-    pub error: Option<Arc<LoadError>>,
+    pub error: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 #[derive(Debug, thiserror::Error)]

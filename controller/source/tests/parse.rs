@@ -44,7 +44,7 @@ fn every_field_is_read() {
     assert_eq!(cluster.plain_outbound, ["10.96.0.10/32".parse().unwrap()]);
     assert_eq!(cluster.nodes.len(), 2);
     let shop = cluster.namespace(&"shop".parse().unwrap()).unwrap();
-    assert!(shop.is_enrolled());
+    assert!(shop.is_labelled());
     assert_eq!(shop.mode(), Ok(Some(Mode::Strict)));
 
     let [web, job] = cluster.pods.as_slice() else {

@@ -7,6 +7,7 @@ use podveil_ca_issuer::{Authority, Csr};
 use podveil_controller::{Config, Controller};
 use podveil_identity::{ProgramIdentity, SpiffeId, TrustDomain};
 use podveil_program::LogFormat;
+use podveil_source::SourceConfig;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -72,7 +73,9 @@ impl Fixture {
         let config = Config {
             trust_domain: "cluster.local".to_owned(),
             listen: any,
-            source: directory.path().join("cluster.yaml"),
+            source: SourceConfig::File(directory.path().join("cluster.yaml")),
+            namespace: "podveil-system".to_owned(),
+            replica: "c1".to_owned(),
             ca_address: "127.0.0.1:1".to_owned(),
             token: "unused".into(),
             bootstrap_bundle: "unused".into(),

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! An index with two nodes around it, and everything it has published.
 
-use podveil_index::{Condition, Index, Module, Report, Saved, Snapshot, WorkloadReport};
+use podveil_index::{
+    Condition, Held, Index, Module, Report, Saved, Snapshot, Start, WorkloadReport,
+};
 use podveil_model::{Epoch, Stage, Uid, Workload};
 use podveil_source::Cluster;
 use std::path::Path;
@@ -31,8 +33,17 @@ impl World {
     }
 
     pub fn restored(saved: Saved) -> Self {
+        Self::with(Index::new(saved, Start::AtOnce))
+    }
+
+    /// Without a state of before, on a cluster that may have one.
+    pub fn after_reports() -> Self {
+        Self::with(Index::new(Saved::default(), Start::AfterReports))
+    }
+
+    fn with(index: Index) -> Self {
         Self {
-            index: Index::new(saved),
+            index,
             now: Instant::now(),
             number: 0,
             last: None,
@@ -66,6 +77,7 @@ impl World {
     ) {
         let report = |condition: &Condition| WorkloadReport {
             condition: *condition,
+            held: None,
             reason: String::new(),
             connections_older: 0,
             connections_captured: 0,
@@ -76,6 +88,24 @@ impl World {
                 .iter()
                 .map(|(uid, condition)| (Uid::from(*uid), report(condition)))
                 .collect(),
+            ..Report::default()
+        };
+        self.index
+            .report(self.now, &node.parse().unwrap(), module, report);
+        self.publish();
+    }
+
+    /// One workload, ready, as another replica has told it to the node.
+    pub fn report_held(&mut self, node: &str, module: Module, uid: &str, held: Held) {
+        let workload = WorkloadReport {
+            condition: Condition::Ready,
+            held: Some(held),
+            reason: String::new(),
+            connections_older: 0,
+            connections_captured: 0,
+        };
+        let report = Report {
+            workloads: [(Uid::from(uid), workload)].into(),
             ..Report::default()
         };
         self.index

@@ -12,6 +12,7 @@ use podveil_proto::istio::v1::auth::istio_certificate_service_server::{
 use podveil_proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
 use podveil_proto::podveil::node::v1::reports_server::{Reports, ReportsServer};
 use podveil_proto::podveil::node::v1::{NodeReport, ReportReceived};
+use podveil_reports::Replicas;
 use podveil_tls::Configs;
 use podveil_xds_server::{Caller, DiscoveryService, Publisher};
 use prost_types::value::Kind;
@@ -78,6 +79,7 @@ impl ControlPlane {
             credentials: ProgramCredentials::fixed(credentials),
             ca: self.channel.clone(),
             controller: self.channel.clone(),
+            replicas: Replicas::Fixed(vec![self.channel.clone()]),
             mark: None,
         }
     }
@@ -183,7 +185,14 @@ impl Reports for Listener {
             while let Ok(Some(report)) = reports.message().await {
                 let sequence = report.sequence;
                 reported.send_replace(Some(report));
-                if answers.send(Ok(ReportReceived { sequence })).await.is_err() {
+                if answers
+                    .send(Ok(ReportReceived {
+                        sequence,
+                        ..ReportReceived::default()
+                    }))
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }

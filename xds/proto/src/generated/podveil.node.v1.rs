@@ -107,6 +107,9 @@ pub struct NodeReport {
     pub bundle_sequence: u64,
     #[prost(uint64, tag = "8")]
     pub certificate_generation: u64,
+    /// The newest question of this stream (`Awaited.number`) to which the answer is yes; 0: none.
+    #[prost(uint64, tag = "9")]
+    pub awaited: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WorkloadReport {
@@ -122,11 +125,36 @@ pub struct WorkloadReport {
     pub connections_older: u32,
     #[prost(uint32, tag = "5")]
     pub connections_captured: u32,
+    /// Where the workload stands in the configuration that this program has in use; without an epoch: it has none of it.
+    #[prost(enumeration = "EnrolmentStage", tag = "6")]
+    pub stage: i32,
+    #[prost(message, optional, tag = "7")]
+    pub epoch: ::core::option::Option<Epoch>,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReportReceived {
     #[prost(uint64, tag = "1")]
     pub sequence: u64,
+    #[prost(message, optional, tag = "2")]
+    pub awaited: ::core::option::Option<Awaited>,
+}
+/// A node takes its configuration from one replica; another asks it: are all of these in use, with this epoch or a newer
+/// one? Each question replaces the one before. The node answers in a report, as soon as it is so.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Awaited {
+    /// Grows.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// At most 1,000.
+    #[prost(message, repeated, tag = "2")]
+    pub workloads: ::prost::alloc::vec::Vec<AwaitedWorkload>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AwaitedWorkload {
+    #[prost(string, tag = "1")]
+    pub uid: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub epoch: ::core::option::Option<Epoch>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TrustBundle {
@@ -159,6 +187,9 @@ pub struct BundleInUse {
 pub struct ListenersRequest {
     #[prost(string, tag = "1")]
     pub uid: ::prost::alloc::string::String,
+    /// If not 0, the question is another one: does the node's kubelet hold the socket of this number?
+    #[prost(uint64, tag = "2")]
+    pub kubelet_socket: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListenersResponse {
@@ -166,6 +197,8 @@ pub struct ListenersResponse {
     pub error: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "2")]
     pub listeners: ::prost::alloc::vec::Vec<Listener>,
+    #[prost(bool, tag = "3")]
+    pub is_kubelets: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Listener {
