@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # What a person types. The work itself is in cargo and `cargo xtask`.
 
-.PHONY: help setup build demo test test-unit bench fuzz lint codegen docs
+.PHONY: help setup setup-codegen build demo test test-unit bench fuzz lint codegen docs
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -9,6 +9,9 @@ help: ## This list
 
 setup: ## Install the system packages that are missing (Debian)
 	@./xtask/setup.sh
+
+setup-codegen:
+	@./xtask/setup.sh codegen
 
 build: setup ## Build all programs
 	cargo build --workspace --bins
@@ -28,13 +31,13 @@ bench: setup ## Raw TCP, plain path and HBONE side by side (root)
 fuzz: ## Every fuzz target for a short while (nightly Rust and cargo-fuzz)
 	cargo xtask fuzz
 
-lint: setup ## Formatting, clippy, generated files
+lint: setup-codegen ## Formatting, clippy, generated files
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- --deny warnings
 	cargo xtask codegen --check
 	cargo xtask docs --check
 
-codegen: ## Rust from the .proto files
+codegen: setup-codegen ## Rust from the .proto files, objects from the eBPF programs
 	cargo xtask codegen
 
 docs: ## docs/configuration.md from the configuration types

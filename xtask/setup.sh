@@ -16,6 +16,13 @@ need make make
 need nft nftables
 need nsenter util-linux
 need ping iputils-ping
+# What the committed eBPF objects are compiled with; a build goes without.
+case "${1:-}" in
+ci | codegen)
+    need clang-19 clang-19
+    need llvm-strip-19 llvm-19
+    ;;
+esac
 # aws-lc's C sources include the system's headers.
 [ -e /usr/include/stdlib.h ] || missing="$missing libc6-dev"
 

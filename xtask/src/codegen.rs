@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Rust from the `.proto` files of `xds/proto`. The result is committed, so a build needs no protobuf compiler.
+//! Rust from the `.proto` files of `xds/proto`, and objects from the eBPF programs. The results are committed, so a build
+//! needs neither a protobuf compiler nor clang.
+
+mod objects;
 
 use crate::workspace;
 use anyhow::{Context, ensure};
@@ -19,6 +22,11 @@ const FILES: &[&str] = &[
 
 /// Writes the generated code, or with `check` fails if what is committed differs from it.
 pub fn run(check: bool) -> anyhow::Result<()> {
+    protos(check)?;
+    objects::run(check)
+}
+
+fn protos(check: bool) -> anyhow::Result<()> {
     let crate_dir = workspace().join("xds/proto");
     let committed = crate_dir.join("src/generated");
     let scratch = workspace().join("target/codegen");
