@@ -50,6 +50,7 @@ on_every_back_end! {
     syn_cookies_change_nothing,
     a_second_interface_is_captured_too,
     fast_open_changes_nothing,
+    namespaces_come_and_go,
 }
 
 const CAPTURING: fn() -> Capture = || Capture {
@@ -538,4 +539,39 @@ async fn fast_open_changes_nothing<B: Tested>() {
         }
         assert!(server.is_idle());
     }
+}
+
+async fn namespaces_come_and_go<B: Tested>() {
+    const NAMESPACES: usize = 8;
+    let mut world = World::<B>::new();
+    let kept = world.kept();
+    let before = world.descriptors();
+    let fence = fence_of(&world);
+    for round in 0..2 {
+        let namespaces: Vec<_> = (0..NAMESPACES).map(|_| world::new_netns()).collect();
+        for netns in &namespaces {
+            let older = world.backend.apply(netns, &CAPTURING(), &fence).await;
+            assert_eq!(older.unwrap(), BTreeSet::new());
+        }
+        for netns in &namespaces {
+            assert!(world.backend.owns(netns).await.unwrap());
+            if round == 0 {
+                world.backend.remove(netns).await.unwrap();
+                assert!(!world.backend.stands(netns).await.unwrap());
+            }
+        }
+        // In the second round they vanish under the rules.
+        drop(namespaces);
+    }
+    // The kernel takes a namespace apart in its own time.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    loop {
+        world.restart();
+        if world.kept() == kept {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "{:?}", world.kept());
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert_eq!(world.descriptors(), before);
 }

@@ -41,6 +41,9 @@ pub trait Tested: Backend + Sized {
     /// Is this what a look at flushed capture ends with?
     fn names_capture(error: &VerifyError) -> bool;
 
+    /// What is kept outside the namespaces, for all of them.
+    fn kept(cgroup: &CgroupPath) -> Vec<String>;
+
     /// Lets the application's answers to the proxy go where their addresses say.
     fn lose_answers(world: &World<Self>);
 }
@@ -70,6 +73,10 @@ impl Tested for Nftables {
                 ..
             }
         )
+    }
+
+    fn kept(_cgroup: &CgroupPath) -> Vec<String> {
+        Vec::new()
     }
 
     fn lose_answers(world: &World<Self>) {
@@ -115,6 +122,11 @@ impl Tested for Ebpf {
 
     fn names_capture(error: &VerifyError) -> bool {
         matches!(error, VerifyError::Program(fault) if fault.program == "capture_ipv4")
+    }
+
+    fn kept(cgroup: &CgroupPath) -> Vec<String> {
+        let pods = std::fs::read_dir(pins(cgroup).join("v1/pods")).unwrap();
+        (pods.map(|entry| entry.unwrap().file_name().into_string().unwrap())).collect()
     }
 
     fn lose_answers(world: &World<Self>) {
@@ -296,6 +308,15 @@ impl<B: Tested> World<B> {
         self.backend = B::open(&self.cgroup);
     }
 
+    pub fn kept(&self) -> Vec<String> {
+        B::kept(&self.cgroup)
+    }
+
+    /// How many this process has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir("/proc/self/fd").unwrap().count()
+    }
+
     pub fn sysctl(&self, setting: &str) {
         run(&self.pod, "sysctl", &["-q", setting]);
     }
@@ -457,7 +478,7 @@ pub fn original_dst(stream: &TcpStream) -> SocketAddr {
     address.unwrap().as_socket().unwrap()
 }
 
-fn new_netns() -> NetNs {
+pub fn new_netns() -> NetNs {
     std::thread::spawn(|| {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
         NetNs::current().unwrap()
