@@ -81,6 +81,8 @@ pub enum ApplyError {
     Ebpf(#[from] NodeError),
     #[error(transparent)]
     NetNs(#[from] NetNsError),
+    #[error("no namespace can be made to compare rules in")]
+    Scratch(#[source] io::Error),
     #[error("sysctl {name} cannot be read or set")]
     Sysctl {
         name: &'static str,

@@ -17,6 +17,7 @@ mod connections;
 mod conntrack;
 mod ebpf;
 mod nftables;
+mod reference;
 mod routes;
 mod ruleset;
 mod sysctls;

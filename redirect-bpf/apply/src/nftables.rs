@@ -2,6 +2,7 @@
 use crate::backend::{ApplyError, Backend, FenceCount, Observed, VerifyError};
 use crate::command::{CommandError, run_in};
 use crate::connections::{Connection, Connections, ListError};
+use crate::reference::{self, References};
 use crate::{conntrack, routes, ruleset};
 use podveil_netns::NetNs;
 use podveil_netns::cgroup::CgroupPath;
@@ -41,6 +42,7 @@ use std::net::{IpAddr, SocketAddr};
 #[derive(Clone, Debug)]
 pub struct Nftables {
     cgroup: CgroupPath,
+    references: References,
 }
 
 /// What the table holds, as far as verification asks.
@@ -49,7 +51,10 @@ struct Listing(Value);
 impl Nftables {
     /// `cgroup`: where every socket of the proxy is made. It must exist whenever rules are written.
     pub fn new(cgroup: CgroupPath) -> Self {
-        Self { cgroup }
+        Self {
+            cgroup,
+            references: References::default(),
+        }
     }
 
     /// # Errors
@@ -161,14 +166,23 @@ impl Backend for Nftables {
 
     async fn verify(&self, netns: &NetNs, capture: &Capture) -> Result<(), VerifyError> {
         let listing = self.list(netns).await?.ok_or(VerifyError::Table)?;
-        for chain in ruleset::chains(capture, &self.cgroup, true) {
-            let expected: Vec<&str> = chain.comments().collect();
-            let found = listing.comments(chain.name);
+        let chains = ruleset::chains(capture, &self.cgroup, true);
+        let expected = self
+            .references
+            .of(&ruleset::script(&chains, &self.cgroup))
+            .await?;
+        let found = reference::chains(&listing.0);
+        for chain in &chains {
+            let of = |side: &reference::Chains| side.get(chain.name).cloned().unwrap_or_default();
+            let (expected, found) = (of(&expected), of(&found));
             if found != expected {
                 return Err(VerifyError::Chain {
                     chain: chain.name,
-                    expected: expected.len(),
-                    found: found.len(),
+                    expected: expected.len().saturating_sub(1),
+                    found: (found.iter())
+                        .skip(1)
+                        .filter(|rule| expected.contains(rule))
+                        .count(),
                 });
             }
         }
@@ -248,13 +262,6 @@ impl Listing {
 
     fn chain_stands(&self, name: &str) -> bool {
         self.items("chain").any(|chain| chain["name"] == name)
-    }
-
-    fn comments(&self, chain: &str) -> Vec<&str> {
-        self.items("rule")
-            .filter(|rule| rule["chain"] == chain)
-            .map(|rule| rule["comment"].as_str().unwrap_or_default())
-            .collect()
     }
 }
 

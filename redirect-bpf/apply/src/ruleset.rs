@@ -2,7 +2,7 @@
 //! The rules themselves: a capture as chains of commented rules, and these as a script for `nft -f -`.
 //!
 //! nft 1.0.6 wants every brace of a block on a line of its own. Every rule has a comment that no other rule of its
-//! chain has: an operator reads it, and [`Chain::comments`] is what is compared when the table is verified.
+//! chain has, for the operator who reads them.
 
 use crate::Connection;
 use podveil_model::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT};
@@ -87,7 +87,8 @@ impl Chain {
         )
     }
 
-    pub fn comments(&self) -> impl Iterator<Item = &'static str> {
+    #[cfg(test)]
+    fn comments(&self) -> impl Iterator<Item = &'static str> {
         self.rules.iter().map(|rule| rule.comment)
     }
 }

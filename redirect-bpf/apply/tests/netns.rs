@@ -9,7 +9,7 @@
 #[path = "netns/world.rs"]
 mod world;
 
-use podveil_apply::{Ebpf, Nftables};
+use podveil_apply::{Backend, Ebpf, Nftables, VerifyError};
 use podveil_plan::{Capture, Fence, Phase};
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read};
@@ -538,6 +538,33 @@ async fn fast_open_changes_nothing<B: Tested>() {
             both_ways(&client, &accepted);
         }
         assert!(server.is_idle());
+    }
+}
+
+/// The comments stay, the rule does another thing.
+#[tokio::test]
+#[ignore = "netns"]
+async fn a_rule_that_was_rewritten_is_noticed() {
+    let world = World::<Nftables>::new();
+    let backend = &world.backend;
+    for (chain, rule) in [
+        (
+            "clean_marks",
+            "accept comment \"a mark that came in proves nothing\"",
+        ),
+        ("fence_in", "tcp dport 15008 drop comment \"tunnels\""),
+    ] {
+        backend
+            .apply(&world.pod, &CAPTURING(), &fence_of(&world))
+            .await
+            .unwrap();
+        backend.verify(&world.pod, &CAPTURING()).await.unwrap();
+        world.rewrite(chain, rule);
+        let error = backend.verify(&world.pod, &CAPTURING()).await.unwrap_err();
+        assert!(
+            matches!(error, VerifyError::Chain { chain: named, .. } if named == chain),
+            "{error}"
+        );
     }
 }
 

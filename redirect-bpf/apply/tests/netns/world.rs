@@ -88,6 +88,22 @@ impl Tested for Nftables {
     }
 }
 
+impl World<Nftables> {
+    /// Puts `rule` in the place of the one of `chain` that has the same comment.
+    pub fn rewrite(&self, chain: &str, rule: &str) {
+        let comment = &rule[rule.find("comment").unwrap()..];
+        let listing = run(
+            &self.pod,
+            "nft",
+            &["-a", "list", "chain", "inet", "podveil", chain],
+        );
+        let line = listing.lines().find(|line| line.contains(comment)).unwrap();
+        let handle = line.rsplit_once("handle ").unwrap().1;
+        let text = format!("replace rule inet podveil {chain} handle {handle} {rule}");
+        run(&self.pod, "nft", &[&text]);
+    }
+}
+
 impl Tested for Ebpf {
     fn open(cgroup: &CgroupPath) -> Self {
         Self::open(&pins(cgroup), cgroup.clone()).unwrap()
