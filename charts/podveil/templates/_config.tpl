@@ -39,6 +39,8 @@ readiness_address: "[::]:15023"
 redirect:
   hold_bound: {{ .Values.node.redirect.holdBound }}
   release_bound: {{ .Values.node.redirect.releaseBound }}
+  back_end: {{ .Values.node.redirect.backEnd }}
+  bpf_dir: /sys/fs/bpf/podveil
 {{- end }}
 
 {{- define "podveil.config.controller" -}}
