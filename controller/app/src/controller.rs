@@ -5,13 +5,13 @@ use crate::metrics::Metrics;
 use crate::reports::ReportService;
 use crate::saved::{self, SavedError};
 use crate::source::Source;
-use crate::{caller, status};
+use crate::{caller, events, status, uninstall};
 use podveil_ca_client::ProgramCredentials;
 use podveil_ca_client::transport::{incoming, server_configs};
 use podveil_ca_client::verify::Expected;
 use podveil_identity::{IdentityError, TrustDomain};
 use podveil_index::{Saved, Start};
-use podveil_kube::ClientError;
+use podveil_kube::{ClientError, Election};
 use podveil_program::http::{self, Answer, Routes};
 use podveil_source::{LoadError, SourceConfig};
 use podveil_xds_server::{Caller, DiscoveryService, Publisher};
@@ -24,6 +24,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// Of the replica that writes events and status; all of them serve.
+const LEASE: &str = "podveil-controller";
 /// Events that may wait for the keeper; above it, streams of reports wait.
 const QUEUED_EVENTS: usize = 256;
 /// A node that vanished is noticed after interval + timeout.
@@ -122,6 +124,38 @@ impl Controller {
             keeper.run(keeping.clone()).await;
             keeping.cancel();
         });
+
+        if let Some(client) = source.client.clone() {
+            let election = Election::start(
+                client.clone(),
+                &config.namespace,
+                LEASE,
+                config.replica.clone(),
+                stop.clone(),
+            );
+            let standing = election.standing();
+            let telling = uninstall::tell_when_done(
+                client.clone(),
+                config.namespace.clone(),
+                index.clone(),
+                source.cluster.clone(),
+                standing.clone(),
+            );
+            let writing = events::write(
+                client,
+                config.replica.clone(),
+                index.clone(),
+                source.cluster.clone(),
+                standing,
+            );
+            let stopped = stop.clone();
+            tasks.spawn(async move {
+                stopped
+                    .run_until_cancelled(async { tokio::join!(telling, writing) })
+                    .await;
+                election.ended().await;
+            });
+        }
 
         let discovery = DiscoveryService::server(
             publisher.clone(),

@@ -41,6 +41,10 @@ impl Shared {
         self.lock().status(now())
     }
 
+    pub(crate) fn has_let_go(&self) -> bool {
+        self.lock().has_let_go(now())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Index> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -19,12 +19,15 @@
 mod caller;
 mod config;
 mod controller;
+mod events;
 mod keeper;
 mod metrics;
 mod reports;
 mod saved;
 mod source;
 mod status;
+mod uninstall;
 
 pub use config::{Config, OVERRIDES};
 pub use controller::{Controller, StartError};
+pub use uninstall::{parse_timeout, uninstall};

@@ -2,26 +2,53 @@
 //! The `podveil-controller` program.
 
 use anyhow::Context;
-use clap::Parser;
-use podveil_controller::{Config, Controller, OVERRIDES};
-use podveil_program::{ProcessEnvironment, config, forbid_core_dumps, init_log, shutdown_signal};
+use clap::{Parser, Subcommand};
+use podveil_controller::{Config, Controller, OVERRIDES, parse_timeout, uninstall};
+use podveil_program::{
+    LogFormat, ProcessEnvironment, config, forbid_core_dumps, init_log, shutdown_signal,
+};
 use std::path::PathBuf;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Tells every node what the cluster is and who is enrolled.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, subcommand_negates_reqs = true)]
 struct Arguments {
     /// The configuration, a YAML file.
-    #[arg(long)]
-    config: PathBuf,
+    #[arg(long, required = true)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Lets go of every pod, and waits until all nodes have. For the uninstallation.
+    Uninstall {
+        /// As 90s, 4m or 1h; then the request is taken back.
+        #[arg(long, value_parser = parse_timeout, default_value = "2m")]
+        timeout: Duration,
+        /// Where Podveil is installed.
+        #[arg(long, env = "POD_NAMESPACE", default_value = "podveil-system")]
+        namespace: String,
+    },
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    let config: Config =
-        config::load(Some(&arguments.config), OVERRIDES, &[], &ProcessEnvironment)?;
+    if let Some(Command::Uninstall { timeout, namespace }) = arguments.command {
+        init_log(LogFormat::default());
+        let client = podveil_kube::client().await?;
+        return uninstall(client, &namespace, timeout).await;
+    }
+    let config: Config = config::load(
+        arguments.config.as_deref(),
+        OVERRIDES,
+        &[],
+        &ProcessEnvironment,
+    )?;
     init_log(config.log);
     forbid_core_dumps();
     let stop = CancellationToken::new();

@@ -87,8 +87,10 @@ impl Metrics {
             .iter()
             .map(|one| one.conditions.len())
             .sum();
-        self.conditions
-            .set(count(status.conditions.len() + of_workloads));
+        let of_namespaces: usize = status.namespaces.values().map(Vec::len).sum();
+        self.conditions.set(count(
+            status.conditions.len() + of_namespaces + of_workloads,
+        ));
         self.programs.reset();
         for module in status.nodes.iter().flat_map(|node| &node.modules) {
             let state = if module.silent { "silent" } else { "heard" };

@@ -3,6 +3,7 @@
 
 use crate::StartError;
 use crate::config::Config;
+use podveil_kube::kube::Client;
 use podveil_kube::{KubeOptions, KubeSource, Scope};
 use podveil_source::{Cluster, FileSource, SourceConfig, Status};
 use std::sync::Arc;
@@ -13,6 +14,8 @@ pub(crate) struct Source {
     /// `None` until there is a first state.
     pub cluster: watch::Receiver<Option<Arc<Cluster>>>,
     pub status: watch::Receiver<Status>,
+    /// Where the source is an API, it takes events and status too.
+    pub client: Option<Client>,
 }
 
 impl Source {
@@ -31,6 +34,7 @@ impl Source {
                 Ok(Self {
                     status: source.status(),
                     cluster: optional(source.cluster()),
+                    client: None,
                 })
             }
             SourceConfig::Kubernetes => {
@@ -42,10 +46,11 @@ impl Source {
                     scope: Scope::All,
                     own_namespace: config.namespace()?,
                 };
-                let source = KubeSource::start(client, options, stop.clone());
+                let source = KubeSource::start(client.clone(), options, stop.clone());
                 Ok(Self {
                     cluster: source.cluster(),
                     status: source.status(),
+                    client: Some(client),
                 })
             }
         }

@@ -78,7 +78,14 @@ pub(crate) fn json(
             .map(|status| node(status, version.instance))
             .collect(),
         workloads: index.workloads.into_iter().map(workload).collect(),
-        conditions: index.conditions,
+        conditions: (index.namespaces.iter())
+            .flat_map(|(name, conditions)| {
+                conditions
+                    .iter()
+                    .map(move |condition| format!("namespace {name}: {condition}"))
+            })
+            .chain(index.conditions)
+            .collect(),
     };
     serde_json::to_string_pretty(&status).expect("strings and numbers only")
 }

@@ -5,7 +5,7 @@ use crate::nodes::Nodes;
 use crate::resolve::{Resolved, resolve};
 use crate::settings::{self, NamespaceSettings};
 use crate::status::{self, Status};
-use crate::{Module, Report, Saved, SavedWorkload, Snapshot};
+use crate::{Condition, Module, Report, Saved, SavedWorkload, Snapshot};
 use podveil_identity::KubernetesName;
 use podveil_model::{Epoch, MeshConfig, Stage, Uid, Workload};
 use podveil_source::{Cluster, Namespace};
@@ -36,6 +36,7 @@ pub struct Index {
     /// `None` before the first cluster state: then there is nothing to publish.
     mesh: Option<Arc<MeshConfig>>,
     conditions: Vec<String>,
+    namespace_conditions: BTreeMap<KubernetesName, Vec<String>>,
     /// The number of the newest snapshot.
     published: u64,
     /// Something differs from that snapshot.
@@ -84,6 +85,7 @@ impl Index {
             policies: Vec::new(),
             mesh: None,
             conditions: Vec::new(),
+            namespace_conditions: BTreeMap::new(),
             published: 0,
             changed: false,
         }
@@ -97,7 +99,7 @@ impl Index {
         let mut resolved = resolve(cluster, |uid| {
             self.entries.get(uid).map_or(version, |entry| entry.seen)
         });
-        self.take_namespaces(cluster, &mut resolved.conditions);
+        self.take_namespaces(cluster);
         self.take_pods(cluster, version, &mut resolved);
         let without_pods = resolved.without_pods().into_iter().map(Arc::new).collect();
         self.changed |= replace(&mut self.without_pods, without_pods);
@@ -247,6 +249,31 @@ impl Index {
         self.nodes.next_silence(now)
     }
 
+    /// Is no workload enrolled any more, and does no node that can be heard capture new connections?
+    pub fn has_let_go(&self, now: Instant) -> bool {
+        let captures = |report: &Report| {
+            report
+                .workloads
+                .values()
+                .any(|workload| matches!(workload.condition, Condition::Pending | Condition::Ready))
+        };
+        self.published > 0
+            && self
+                .entries
+                .values()
+                .all(|entry| entry.enrolment.stage() == Stage::None)
+            && self
+                .nodes
+                .heard(now)
+                .filter(|((_, module), _)| *module == Module::Redirect)
+                .all(|(_, program)| {
+                    program
+                        .report
+                        .as_ref()
+                        .is_none_or(|report| !captures(report))
+                })
+    }
+
     /// What must outlive a restart.
     pub fn saved(&self) -> Saved {
         let saved = |entry: &Entry| SavedWorkload {
@@ -275,6 +302,7 @@ impl Index {
                 .values()
                 .map(|entry| status::workload(entry, &self.nodes, now))
                 .collect(),
+            namespaces: self.namespace_conditions.clone(),
             conditions: self.conditions.clone(),
         }
     }
@@ -336,8 +364,9 @@ impl Index {
         self.entries = entries.into_iter().collect();
     }
 
-    fn take_namespaces(&mut self, cluster: &Cluster, conditions: &mut Vec<String>) {
+    fn take_namespaces(&mut self, cluster: &Cluster) {
         let mut namespaces = BTreeMap::new();
+        self.namespace_conditions.clear();
         for (name, namespace) in &cluster.namespaces {
             let mut bad = Vec::new();
             // Before a restart the mode was that of the pods.
@@ -360,10 +389,9 @@ impl Index {
                 name.clone(),
                 settings::of_namespace(namespace, last, &mut bad),
             );
-            conditions.extend(
-                bad.into_iter()
-                    .map(|condition| format!("namespace {name}: {condition}")),
-            );
+            if !bad.is_empty() {
+                self.namespace_conditions.insert(name.clone(), bad);
+            }
         }
         self.namespaces = namespaces;
     }

@@ -6,6 +6,7 @@ use crate::entry::Entry;
 use crate::nodes::{Condition, Nodes};
 use podveil_identity::{KubernetesName, WorkloadIdentity};
 use podveil_model::{Epoch, Mode, Stage, Uid};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,7 +23,9 @@ pub struct Status {
     pub version: u64,
     pub nodes: Vec<NodeStatus>,
     pub workloads: Vec<WorkloadStatus>,
-    /// What could not be taken as it was written, apart from single workloads.
+    /// What could not be taken as it was written, by namespace.
+    pub namespaces: BTreeMap<KubernetesName, Vec<String>>,
+    /// The same of services.
     pub conditions: Vec<String>,
 }
 

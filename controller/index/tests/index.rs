@@ -261,7 +261,9 @@ fn a_mode_that_cannot_be_read_keeps_the_last_good_one() {
     assert_eq!(strict.mode, Mode::Strict);
     world.apply(&with("srtict"));
     assert_eq!(world.workload("web").mode, Mode::Strict);
-    let conditions = world.index.status(world.now).conditions;
+    let namespaces = world.index.status(world.now).namespaces;
+    let (shop, conditions) = namespaces.first_key_value().unwrap();
+    assert_eq!(shop.as_str(), "shop");
     assert!(
         conditions.iter().any(|text| text.contains("srtict")),
         "{conditions:?}"
@@ -583,4 +585,19 @@ workloads:
     ] {
         assert!(world.reason(uid).contains(reason), "{}", world.reason(uid));
     }
+}
+
+#[test]
+fn it_has_let_go_when_nothing_is_enrolled_and_no_node_captures() {
+    let mut world = mandatory();
+    assert!(!world.index.has_let_go(world.now));
+    world.apply(UNLABELLED);
+    world.report_all(&["web"]);
+    assert_eq!(world.stage("web"), Stage::None);
+    assert!(
+        !world.index.has_let_go(world.now),
+        "the node still captures"
+    );
+    world.report("n1", Module::Redirect, &[("web", Condition::Releasing)]);
+    assert!(world.index.has_let_go(world.now));
 }

@@ -31,4 +31,4 @@ pub use k8s_openapi;
 pub use kube;
 pub use lease::{Election, LEASE_DURATION, Standing};
 pub use objects::UNINSTALL;
-pub use source::{KubeOptions, KubeSource, Scope};
+pub use source::{KubeOptions, KubeSource, Scope, UNINSTALL_CONFIG_MAP};

@@ -12,12 +12,12 @@ use podveil_source::{Namespace, labels};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// On the ConfigMap of our configuration: Podveil is to let go of every pod.
+/// On [`UNINSTALL_CONFIG_MAP`](crate::UNINSTALL_CONFIG_MAP), `true`: Podveil is to let go of every pod.
 pub const UNINSTALL: &str = "podveil.io/uninstall";
 
 impl Kept for Namespace {
     fn same(&self, other: &Self) -> bool {
-        self.labels == other.labels && self.own == other.own
+        self.labels == other.labels && self.own == other.own && self.uid == other.uid
     }
 }
 
@@ -30,6 +30,7 @@ pub(crate) fn namespace(object: core::Namespace) -> Option<Namespace> {
             &[labels::ENROL, labels::MODE, labels::EXTERNAL],
         ),
         own: false,
+        uid: object.metadata.uid.as_deref().unwrap_or_default().into(),
     })
 }
 

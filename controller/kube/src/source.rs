@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 /// After the first change of a burst, how long to wait for the rest: a pod and its endpoint slice, the pods of a rollout.
 const SETTLE: Duration = Duration::from_millis(3);
-/// The ConfigMap of our own configuration, which also says that Podveil is to be taken out.
-pub const CONFIG_MAP: &str = "podveil-config";
+/// The ConfigMap in our own namespace that says when Podveil is to be taken out.
+pub const UNINSTALL_CONFIG_MAP: &str = "podveil-uninstall";
 
 /// What is read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -58,7 +58,7 @@ impl KubeSource {
             watches.start::<Services>(None, None);
             watches.start::<Slices>(None, None);
             watches.start::<ServiceRanges>(None, None);
-            watches.start::<Markers>(Some(&options.own_namespace), Some(CONFIG_MAP));
+            watches.start::<Markers>(Some(&options.own_namespace), Some(UNINSTALL_CONFIG_MAP));
         }
         let joining = keep_joined(Join::new(options), shared, cluster_tx, status_tx);
         tokio::spawn(async move {

@@ -60,6 +60,8 @@ pub struct Namespace {
     pub labels: BTreeMap<String, String>,
     /// Podveil's own: never enrolled.
     pub own: bool,
+    /// Empty where nobody gives one.
+    pub uid: Arc<str>,
     /// As [`Pod::version`].
     pub version: u64,
 }

@@ -130,6 +130,7 @@ impl Merge {
             let namespace = Namespace {
                 labels: namespace.value.labels,
                 own: false,
+                uid: Arc::default(),
                 version: self.version,
             };
             self.namespaces.insert(name, Arc::new(namespace));
