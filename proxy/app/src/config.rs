@@ -48,6 +48,11 @@ pub struct NodeConfig {
     #[serde(default = "default_xds_address")]
     pub xds_address: HostPort,
 
+    /// A name, `host:port`, with the addresses of all replicas of the controller: reports go to each. Default: `xds_address`,
+    /// which is right for a single replica; the chart sets its headless service.
+    #[serde(default)]
+    pub reports_address: Option<HostPort>,
+
     /// The CA, `host:port`; a scheme `https://` is taken off. Default `podveil-ca.podveil-system.svc:15012`, the chart's
     /// service.
     #[serde(default = "default_ca_address")]
@@ -290,6 +295,10 @@ impl NodeConfig {
     /// When the machine's cgroups cannot be read.
     pub fn cgroup(&self) -> Result<Membership, CgroupError> {
         Membership::choose(self.cgroup.as_deref(), &format!("podveil-{}", self.node))
+    }
+
+    pub fn reports_address(&self) -> &HostPort {
+        self.reports_address.as_ref().unwrap_or(&self.xds_address)
     }
 
     /// The holder's socket; `None` in mode A.

@@ -11,6 +11,7 @@ pub mod access_log;
 pub mod admin;
 mod backoff;
 pub mod config;
+mod kubelet;
 mod line_limit;
 pub mod log;
 pub mod metrics;

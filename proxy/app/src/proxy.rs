@@ -20,6 +20,7 @@
 
 use crate::admin::Facts;
 use crate::config::{NodeConfig, ProxySection};
+use crate::kubelet::NodeKubelet;
 use crate::metrics::{LiveWorkloads, NodeMetrics, ProcessMetrics, TrafficMetrics};
 use crate::pods::{ListenerSource, Pods, Shared};
 use crate::reports::Reporter;
@@ -29,10 +30,11 @@ use podveil_ca_client::{
     Module, ProgramConfig, ProgramCredentials, WorkloadCertificates, WorkloadLimits, transport,
 };
 use podveil_identity::ProgramIdentity;
-use podveil_inbound::NoKubelet;
+use podveil_inbound::{Kubelet, NoKubelet};
 use podveil_model::{Epoch, MeshConfig};
 use podveil_net::MARK;
 use podveil_program::http::{self, Routes};
+use podveil_reports::Replicas;
 use podveil_state::{Limits, StateHandle, StateTask};
 use podveil_xds_client as xds;
 use prometheus::Registry;
@@ -58,6 +60,8 @@ pub struct Links {
     pub credentials: ProgramCredentials,
     pub ca: Channel,
     pub controller: Channel,
+    /// Where reports go.
+    pub replicas: Replicas,
     /// On sockets made in pods; `None` makes them without privileges.
     pub mark: Option<u32>,
 }
@@ -71,6 +75,10 @@ impl Links {
         Self {
             ca: channel(config.ca_address.as_str(), ProgramIdentity::Ca),
             controller: channel(config.xds_address.as_str(), ProgramIdentity::Controller),
+            replicas: Replicas::Named {
+                address: config.reports_address().to_string(),
+                credentials: credentials.clone(),
+            },
             mark: Some(MARK),
             credentials,
         }
@@ -154,7 +162,7 @@ impl Proxy {
             trust_domain: config.trust_domain.clone(),
             listeners: listeners(&config, links.mark),
             mark: links.mark,
-            kubelet: Arc::new(NoKubelet),
+            kubelet: kubelet(&config),
             limits: limits(section),
             state: state.clone(),
             certificates: certificates.clone(),
@@ -182,19 +190,30 @@ impl Proxy {
             end.child_token(),
         ));
         tasks.spawn(sweep(traffic, state.clone(), end.child_token()));
-        tasks.spawn(show_links(metrics.clone(), facts, end.child_token()));
+        let reporting = watch::Sender::new(0);
+        tasks.spawn(show_links(
+            metrics.clone(),
+            facts,
+            reporting.subscribe(),
+            end.child_token(),
+        ));
         // Mode A's control planes take no reports.
         if config.holder().is_some() {
-            let reporter = Reporter {
-                node: config.node.clone(),
-                pods: pods.clone(),
+            let reporter = Reporter::new(
+                config.node.clone(),
+                pods.clone(),
                 state,
                 in_use,
-                credentials: links.credentials,
+                links.credentials,
                 certificates,
-            };
-            let connected = metrics.connected.with_label_values(&["reports"]);
-            tasks.spawn(reporter.run(links.controller, connected, stop.child_token()));
+            );
+            let stop = stop.child_token();
+            tasks.spawn(podveil_reports::run(
+                links.replicas,
+                reporter,
+                reporting,
+                stop,
+            ));
         }
         tasks.spawn({
             let (mut pods, config, stop) = (pods.clone(), config.clone(), stop.clone());
@@ -308,6 +327,16 @@ fn listeners(config: &NodeConfig, mark: Option<u32>) -> ListenerSource {
     }
 }
 
+/// Nobody can tell without the `redirect` module (mode A).
+fn kubelet(config: &NodeConfig) -> Arc<dyn Kubelet> {
+    match config.holder() {
+        Some(holder) => Arc::new(NodeKubelet {
+            holder: holder.to_owned(),
+        }),
+        None => Arc::new(NoKubelet),
+    }
+}
+
 fn limits(section: &ProxySection) -> Limits {
     Limits {
         hold_bound: section.hold_bound.0,
@@ -371,16 +400,23 @@ async fn sweep(traffic: Arc<TrafficMetrics>, state: StateHandle, end: Cancellati
 }
 
 /// Keeps the gauges of the control plane's links.
-async fn show_links(metrics: NodeMetrics, mut facts: Facts, end: CancellationToken) {
+async fn show_links(
+    metrics: NodeMetrics,
+    mut facts: Facts,
+    mut reporting: watch::Receiver<usize>,
+    end: CancellationToken,
+) {
     let gauge = |part| metrics.connected.with_label_values(&[part]);
-    let (xds, zds, ca) = (gauge("xds"), gauge("zds"), gauge("ca"));
+    let (xds, zds, ca, reports) = (gauge("xds"), gauge("zds"), gauge("ca"), gauge("reports"));
     let mut credentials = facts.credentials.subscribe();
     let show = async {
         loop {
             xds.set(facts.xds.borrow_and_update().connected.into());
             zds.set((*facts.zds.borrow_and_update() != zds::Status::Disconnected).into());
             ca.set(credentials.borrow_and_update().is_some().into());
+            reports.set((*reporting.borrow_and_update() > 0).into());
             tokio::select! {
+                Ok(()) = reporting.changed() => {}
                 Ok(()) = facts.xds.changed() => {}
                 Ok(()) = facts.zds.changed() => {}
                 Ok(()) = credentials.changed() => {}

@@ -66,6 +66,7 @@ fn module(config: &NodeConfig) -> Result<RedirectConfig, CgroupError> {
     Ok(RedirectConfig {
         node: config.node.clone(),
         xds_address: config.xds_address.to_string(),
+        reports_address: config.reports_address().to_string(),
         cgroup: config.cgroup()?,
         find: match section.find {
             FindPods::Directory => Find::Directory(section.netns_dir.clone()),

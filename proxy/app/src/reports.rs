@@ -1,124 +1,66 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What this proxy tells the controller: its whole state, on each change and at least every [`INTERVAL`].
-//!
-//! A stream that ends is opened again with a growing wait; nothing is queued meanwhile, since each report replaces the
-//! one before it.
+//! What this proxy tells the controller.
 
-use crate::backoff::Backoff;
 use crate::pods::{PodState, Pods};
-use podveil_ca_client::{ProgramCredentials, WorkloadCertificates};
+use podveil_ca_client::{ProgramCredentials, TrustBundle, WorkloadCertificates};
 use podveil_identity::KubernetesName;
-use podveil_model::Uid;
-use podveil_proto::podveil::node::v1::reports_client::ReportsClient;
-use podveil_proto::podveil::node::v1::{
-    Epoch, Module, NodeReport, ReportReceived, WorkloadCondition, WorkloadReport,
-};
+use podveil_model::{Epoch, Stage, Uid};
+use podveil_proto::podveil::node::v1::{Module, NodeReport, WorkloadCondition, WorkloadReport};
+use podveil_reports::{Source, wire_epoch, wire_stage};
 use podveil_state::{StateHandle, Version};
 use std::collections::BTreeSet;
-use std::time::Duration;
-use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
-use tonic::{Status, Streaming};
-
-/// The controller takes a node for silent after 10 s.
-const INTERVAL: Duration = Duration::from_secs(3);
-const FIRST_RETRY: Duration = Duration::from_millis(50);
-const LAST_RETRY: Duration = Duration::from_secs(5);
-/// The controller answers each report; past this the stream is taken for dead.
-const ANSWER_BOUND: Duration = Duration::from_secs(10);
+use std::sync::Arc;
+use tokio::sync::watch;
 
 /// Everything that a report is made of.
 #[derive(Clone, Debug)]
 pub struct Reporter {
-    pub node: KubernetesName,
-    pub pods: Pods,
-    pub state: StateHandle,
+    node: KubernetesName,
+    pods: Pods,
+    state: StateHandle,
+    credentials: ProgramCredentials,
+    certificates: WorkloadCertificates,
+    changes: Changes,
+}
+
+/// What a new report is due after.
+#[derive(Clone, Debug)]
+struct Changes {
+    pods: watch::Receiver<u64>,
+    state: watch::Receiver<u64>,
     /// Version of the addresses in use.
-    pub in_use: watch::Receiver<Version>,
-    pub credentials: ProgramCredentials,
-    pub certificates: WorkloadCertificates,
+    in_use: watch::Receiver<Version>,
+    bundle: watch::Receiver<Arc<TrustBundle>>,
 }
 
 impl Reporter {
-    /// Reports over `channel` until `stop`.
-    pub async fn run(
-        mut self,
-        channel: Channel,
-        connected: prometheus::IntGauge,
-        stop: CancellationToken,
-    ) {
-        let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
-        let mut sequence = 0;
-        let report = async {
-            // Without a certificate there is no link to report over.
-            self.credentials.ready().await;
-            loop {
-                let before = sequence;
-                let ended = self
-                    .stream(channel.clone(), &mut sequence, &connected)
-                    .await;
-                connected.set(0);
-                if sequence > before + 1 {
-                    backoff.reset();
-                }
-                let wait = backoff.next_wait();
-                let retry_ms = wait.as_millis() as u64;
-                let (code, reason) = (ended.code(), ended.message());
-                tracing::warn!(
-                    ?code,
-                    reason,
-                    retry_ms,
-                    "no report stream to the controller"
-                );
-                tokio::time::sleep(wait).await;
-            }
+    pub fn new(
+        node: KubernetesName,
+        pods: Pods,
+        state: StateHandle,
+        in_use: watch::Receiver<Version>,
+        credentials: ProgramCredentials,
+        certificates: WorkloadCertificates,
+    ) -> Self {
+        let changes = Changes {
+            pods: pods.changes(),
+            state: state.changed(),
+            in_use,
+            bundle: credentials.bundle(),
         };
-        let _stopped: Option<()> = stop.run_until_cancelled(report).await;
-    }
-
-    /// One stream, until it ends; the reason why.
-    async fn stream(
-        &mut self,
-        channel: Channel,
-        sequence: &mut u64,
-        connected: &prometheus::IntGauge,
-    ) -> Status {
-        let (reports, outgoing) = mpsc::channel(1);
-        let mut changes = Changes::of(self);
-        *sequence += 1;
-        // The first report goes before the answer's headers are waited for: the controller may want it first.
-        if reports.try_send(self.report(*sequence)).is_err() {
-            return Status::internal("the report stream was closed before it began");
-        }
-        let mut client = ReportsClient::new(channel);
-        let opening = client.report(ReceiverStream::new(outgoing));
-        let mut answers = match tokio::time::timeout(ANSWER_BOUND, opening).await {
-            Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return status,
-            Err(_) => return Status::deadline_exceeded("the controller did not answer"),
-        };
-        connected.set(1);
-        loop {
-            // Change or interval, whatever comes first; or the end of the stream.
-            let deadline = tokio::time::Instant::now() + INTERVAL;
-            let wait = tokio::time::timeout_at(deadline, changes.next());
-            tokio::select! {
-                _changed_or_due = wait => {}
-                status = ended(&mut answers) => return status,
-            }
-            *sequence += 1;
-            let report = self.report(*sequence);
-            match tokio::time::timeout(ANSWER_BOUND, reports.send(report)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return Status::unavailable("the stream was closed"),
-                Err(_) => return Status::deadline_exceeded("the controller takes no reports"),
-            }
+        Self {
+            node,
+            pods,
+            state,
+            credentials,
+            certificates,
+            changes,
         }
     }
+}
 
-    fn report(&self, sequence: u64) -> NodeReport {
+impl Source for Reporter {
+    fn report(&self) -> NodeReport {
         let view = self.state.view();
         let pods = self.pods.states();
         let told: BTreeSet<&Uid> = pods.iter().map(|pod| &pod.uid).collect();
@@ -129,13 +71,16 @@ impl Reporter {
                 && !workload.host_network
                 && !told.contains(&workload.uid)
         });
+        let in_use = |uid: &Uid| view.by_uid(uid).map(|held| (held.stage, held.epoch));
         let workloads = pods
             .iter()
-            .map(workload_report)
+            .map(|pod| workload_report(pod, in_use(&pod.uid)))
             .chain(awaited.map(|workload| WorkloadReport {
                 uid: workload.uid.to_string(),
                 condition: WorkloadCondition::Pending.into(),
                 reason: "it has not been handed over to the proxy yet".to_owned(),
+                stage: wire_stage(workload.stage).into(),
+                epoch: Some(wire_epoch(workload.epoch)),
                 ..WorkloadReport::default()
             }))
             .collect();
@@ -148,25 +93,37 @@ impl Reporter {
         NodeReport {
             node: self.node.to_string(),
             module: Module::Proxy.into(),
-            sequence,
             workloads,
-            applied: view.mesh().map(|mesh| Epoch {
-                resource_version: mesh.epoch.resource_version,
-                stage: mesh.epoch.stage,
-            }),
-            applied_version: self
-                .in_use
-                .borrow()
-                .as_deref()
+            applied: view.mesh().map(|mesh| wire_epoch(mesh.epoch)),
+            applied_version: (self.changes.in_use.borrow().as_deref())
                 .unwrap_or_default()
                 .to_owned(),
-            bundle_sequence: self.credentials.bundle().borrow().sequence,
+            bundle_sequence: self.changes.bundle.borrow().sequence,
             certificate_generation: lowest.unwrap_or_default(),
+            ..NodeReport::default()
+        }
+    }
+
+    fn holds(&self, uid: &Uid, epoch: Epoch) -> bool {
+        let view = self.state.view();
+        view.by_uid(uid).is_some_and(|held| held.epoch >= epoch)
+    }
+
+    async fn changed(&mut self) {
+        let changes = &mut self.changes;
+        // A sender that is gone tells of no more changes; the interval goes on.
+        tokio::select! {
+            Ok(()) = changes.pods.changed() => {}
+            Ok(()) = changes.state.changed() => {}
+            Ok(()) = changes.in_use.changed() => {}
+            Ok(()) = changes.bundle.changed() => {}
+            else => std::future::pending().await,
         }
     }
 }
 
-fn workload_report(pod: &PodState) -> WorkloadReport {
+fn workload_report(pod: &PodState, in_use: Option<(Stage, Epoch)>) -> WorkloadReport {
+    let stage = in_use.map_or(Stage::None, |(stage, _)| stage);
     let (condition, reason) = match &pod.ready {
         Ok(()) => (WorkloadCondition::Ready, String::new()),
         Err(reason) => (WorkloadCondition::Pending, reason.to_string()),
@@ -177,48 +134,7 @@ fn workload_report(pod: &PodState) -> WorkloadReport {
         reason,
         connections_older: 0,
         connections_captured: pod.carried,
-    }
-}
-
-/// Why the controller ended the stream. CANCEL: no answer is lost that anyone reads.
-async fn ended(answers: &mut Streaming<ReportReceived>) -> Status {
-    loop {
-        match answers.message().await {
-            Ok(Some(ReportReceived { .. })) => {}
-            Ok(None) => return Status::unavailable("the controller ended the stream"),
-            Err(status) => return status,
-        }
-    }
-}
-
-/// What a new report is due after. Taken before the report that it follows, so that no change falls in between.
-struct Changes {
-    pods: watch::Receiver<u64>,
-    state: watch::Receiver<u64>,
-    in_use: watch::Receiver<Version>,
-    bundle: watch::Receiver<std::sync::Arc<podveil_ca_client::TrustBundle>>,
-}
-
-impl Changes {
-    fn of(reporter: &Reporter) -> Self {
-        let mut changes = Self {
-            pods: reporter.pods.changes(),
-            state: reporter.state.changed(),
-            in_use: reporter.in_use.clone(),
-            bundle: reporter.credentials.bundle(),
-        };
-        changes.in_use.mark_unchanged();
-        changes
-    }
-
-    async fn next(&mut self) {
-        // A sender that is gone tells of no more changes; the interval goes on.
-        tokio::select! {
-            Ok(()) = self.pods.changed() => {}
-            Ok(()) = self.state.changed() => {}
-            Ok(()) = self.in_use.changed() => {}
-            Ok(()) = self.bundle.changed() => {}
-            else => std::future::pending().await,
-        }
+        stage: wire_stage(stage).into(),
+        epoch: in_use.map(|(_, epoch)| wire_epoch(epoch)),
     }
 }

@@ -119,6 +119,22 @@ impl Membership {
         }
     }
 
+    /// Is process `pid` in the folder? Its `/proc` must be the one that this process sees.
+    /// # Errors
+    /// When one of the two cannot be told.
+    pub fn contains(&self, pid: i32) -> Result<bool, CgroupError> {
+        let lines = read(&format!("/proc/{pid}/cgroup"))?;
+        let line = lines.lines().find(|line| line.starts_with("0::"));
+        Ok(match self {
+            Self::Folder(name) => line == Some(&*format!("0::/{name}")),
+            Self::Pod => {
+                let own = own_line()?;
+                let folder = pod_folder(&own);
+                folder.is_some() && line.and_then(pod_folder) == folder
+            }
+        })
+    }
+
     /// Undoes [`Membership::join`], and removes the folder unless other processes are in it.
     /// # Errors
     /// See [`CgroupError`].

@@ -6,6 +6,7 @@
 //! - [`process`]: another process, by pidfd, and descriptors that it holds.
 //! - [`cgroup`]: the cgroup2 folder by which the kernel tells the proxy's sockets from everybody else's.
 //! - [`pod_cgroup`]: the pod that a process belongs to, by its cgroup.
+//! - [`sock_diag`]: the socket of a connection.
 //!
 //! Starts no task. Knows nothing of protocols or rules.
 
@@ -16,5 +17,6 @@ mod namespace;
 pub mod pod_cgroup;
 pub mod process;
 pub mod seqpacket;
+pub mod sock_diag;
 
 pub use namespace::{NetNs, NetNsError, NetNsId};

@@ -13,6 +13,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -172,6 +173,21 @@ impl Connection {
             pid: credentials.pid(),
             pidfd: kernel::peer_pidfd(self.socket.get_ref().as_fd()),
         })
+    }
+}
+
+/// Sends one packet to the server at `path` and waits for one back, `bound` for each, on the calling thread. Descriptors
+/// that come with it are closed.
+/// # Errors
+/// As `connect(2)`, `sendmsg(2)` and `recvmsg(2)`; `WouldBlock` past the bound, `UnexpectedEof` if the server closes.
+pub fn ask(path: &Path, request: &[u8], limit: usize, bound: Duration) -> io::Result<Vec<u8>> {
+    let socket = connect_blocking(&SockAddr::unix(path)?)?;
+    socket.set_write_timeout(Some(bound))?;
+    socket.set_read_timeout(Some(bound))?;
+    socket.send(request)?;
+    match receive(&socket, limit)? {
+        Some(packet) => Ok(packet.bytes),
+        None => Err(io::ErrorKind::UnexpectedEof.into()),
     }
 }
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+use crate::reports::Change;
 use podveil_identity::KubernetesName;
 use podveil_model::{Uid, Workload};
 use podveil_plan::Fence;
@@ -21,27 +22,30 @@ impl Cluster {
         }
     }
 
-    /// Takes one update. A state of a workload older than the one held is passed over: a replica that lags cannot take
-    /// anybody out.
-    pub fn update(&mut self, update: &Update) {
+    /// Takes one update; says what it changes. A state of a workload older than the one held is passed over: a replica
+    /// that lags cannot take anybody out.
+    pub fn update(&mut self, update: &Update) -> Option<Change> {
         match update {
             Update::Workload(workload) => match self.workloads.get(&workload.uid) {
                 Some(held) if held.epoch > workload.epoch => {
                     tracing::debug!(uid = %workload.uid, held = %held.epoch, got = %workload.epoch, "an older state of a workload is passed over");
+                    None
                 }
                 _ => {
-                    self.workloads
-                        .insert(workload.uid.clone(), workload.clone());
+                    let uid = workload.uid.clone();
+                    self.workloads.insert(uid.clone(), workload.clone());
+                    Some((uid, Some((workload.stage, workload.epoch))))
                 }
             },
             Update::AddressRemoved(name) => {
-                self.workloads.remove(&Uid(name.clone()));
+                let uid = Uid(name.clone());
+                self.workloads.remove(&uid).map(|_| (uid, None))
             }
             Update::Service(_)
             | Update::Policy { .. }
             | Update::PolicyRemoved(_)
             | Update::Mesh(_)
-            | Update::NotFound(_) => {}
+            | Update::NotFound(_) => None,
         }
     }
 

@@ -11,6 +11,8 @@ pub struct RedirectConfig {
     pub node: KubernetesName,
     /// The controller, `host:port`.
     pub xds_address: String,
+    /// All replicas of the controller by one name, `host:port`.
+    pub reports_address: String,
     /// The cgroup that both node processes are in.
     pub cgroup: Membership,
     pub find: Find,

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Holds the pods' listening sockets, gives the proxy copies, and stands in while there is no proxy.
 
+use crate::kubelet::Kubelets;
 use crate::listeners::PodListeners;
 use crate::zds::Proxy;
 use podveil_model::Uid;
+use podveil_netns::cgroup::Membership;
 use podveil_netns::seqpacket::{Connection, Listener};
 use podveil_proto::podveil::node::v1::{self as wire, ListenersRequest, ListenersResponse};
 use prost::Message;
@@ -44,8 +46,22 @@ impl Held {
     }
 }
 
-/// Answers requests on the holder's socket until `stop`. Only processes of `uid` are answered.
-pub async fn serve(listener: Listener, held: Held, uid: u32, stop: CancellationToken) {
+/// What the holder answers from.
+#[derive(Clone, Debug, Default)]
+pub struct Answers {
+    pub held: Held,
+    pub kubelets: Arc<Kubelets>,
+}
+
+/// Answers requests on the holder's socket until `stop`. Only processes of `uid` in the proxy's cgroup are answered: an
+/// application cannot join that, whatever it runs as.
+pub async fn serve(
+    listener: Listener,
+    answers: Answers,
+    uid: u32,
+    cgroup: Membership,
+    stop: CancellationToken,
+) {
     let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
     let accept = async {
         loop {
@@ -59,21 +75,32 @@ pub async fn serve(listener: Listener, held: Held, uid: u32, stop: CancellationT
                 }
             };
             match connection.peer() {
-                Ok(peer) if peer.uid == uid => {}
-                Ok(peer) => {
+                Ok(peer) if peer.uid != uid => {
                     tracing::warn!(peer.uid, peer.pid, "refused a client of the holder");
                     continue;
                 }
+                Ok(peer) => match cgroup.contains(peer.pid) {
+                    // Alive afterwards, so that it was its own number that was looked at.
+                    Ok(true) if peer.is_alive() => {}
+                    found => {
+                        tracing::warn!(
+                            peer.pid,
+                            ?found,
+                            "refused a client of the holder outside of the proxy's cgroup"
+                        );
+                        continue;
+                    }
+                },
                 Err(error) => {
                     tracing::warn!(%error, "refused a client of the holder that cannot be told");
                     continue;
                 }
             }
-            let held = held.clone();
+            let answers = answers.clone();
             let stop = stop.clone();
             tokio::spawn(async move {
                 let _permit = permit;
-                let answered = tokio::time::timeout(CLIENT_TIMEOUT, answer(&connection, &held));
+                let answered = tokio::time::timeout(CLIENT_TIMEOUT, answer(&connection, &answers));
                 if let Some(Ok(Err(error))) = stop.run_until_cancelled(answered).await {
                     tracing::debug!(%error, "lost a client of the holder");
                 }
@@ -84,10 +111,24 @@ pub async fn serve(listener: Listener, held: Held, uid: u32, stop: CancellationT
 }
 
 /// Requests of one client, until it closes.
-pub async fn answer(connection: &Connection, held: &Held) -> io::Result<()> {
+pub async fn answer(connection: &Connection, answers: &Answers) -> io::Result<()> {
     while let Some(packet) = connection.recv(MAX_REQUEST_BYTES).await? {
         let found = match ListenersRequest::decode(packet.bytes.as_slice()) {
-            Ok(request) => held
+            Ok(ListenersRequest {
+                kubelet_socket: socket @ 1..,
+                ..
+            }) => {
+                let kubelets = answers.kubelets.clone();
+                let looked = tokio::task::spawn_blocking(move || kubelets.hold(socket));
+                let response = ListenersResponse {
+                    is_kubelets: looked.await.unwrap_or(false),
+                    ..ListenersResponse::default()
+                };
+                connection.send(&response.encode_to_vec(), &[]).await?;
+                continue;
+            }
+            Ok(request) => answers
+                .held
                 .find(&request.uid)
                 .ok_or_else(|| format!("no listeners are held for {}", request.uid)),
             Err(error) => Err(error.to_string()),
@@ -96,6 +137,7 @@ pub async fn answer(connection: &Connection, held: &Held) -> io::Result<()> {
             Ok(listeners) => {
                 let response = ListenersResponse {
                     error: String::new(),
+                    is_kubelets: false,
                     listeners: (listeners.0.iter())
                         .map(|listener| wire::Listener {
                             kind: listener.kind.into(),
@@ -109,7 +151,7 @@ pub async fn answer(connection: &Connection, held: &Held) -> io::Result<()> {
             Err(error) => {
                 let response = ListenersResponse {
                     error,
-                    listeners: Vec::new(),
+                    ..ListenersResponse::default()
                 };
                 connection.send(&response.encode_to_vec(), &[]).await?;
             }
@@ -210,14 +252,17 @@ mod tests {
 
     #[tokio::test]
     async fn the_proxy_gets_copies_in_order() {
-        let held = Held::default();
+        let answers = Answers::default();
         let listeners = listeners();
         let address = listeners.0[0].socket.local_addr().unwrap();
-        held.insert("u".into(), listeners);
+        answers.held.insert("u".into(), listeners);
         let (server, client) = Connection::pair().unwrap();
-        tokio::spawn(async move { answer(&server, &held).await });
+        tokio::spawn(async move { answer(&server, &answers).await });
         for (uid, descriptors) in [("u", 1), ("other", 0)] {
-            let request = ListenersRequest { uid: uid.into() };
+            let request = ListenersRequest {
+                uid: uid.into(),
+                kubelet_socket: 0,
+            };
             client.send(&request.encode_to_vec(), &[]).await.unwrap();
             let packet = client.recv(1024).await.unwrap().unwrap();
             let response = ListenersResponse::decode(packet.bytes.as_slice()).unwrap();

@@ -24,6 +24,7 @@ mod cluster;
 mod config;
 mod finder;
 mod holder;
+mod kubelet;
 mod listeners;
 mod metrics;
 mod pod;

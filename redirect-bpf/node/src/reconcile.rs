@@ -8,6 +8,7 @@ use crate::finder::{Finder, Found};
 use crate::holder::{self, Held};
 use crate::listeners::PodListeners;
 use crate::pod::{Acceptance, Action, Event, Next, Pod};
+use crate::reports::{Change, InUse};
 use crate::work::{self, Done};
 use crate::zds::{Offer, Offers, Proxy, Taking};
 use crate::{PodStatus, Status};
@@ -35,6 +36,7 @@ pub struct Links {
     pub orphaned: watch::Receiver<bool>,
     pub held: Held,
     pub status: watch::Sender<Status>,
+    pub in_use: InUse,
 }
 
 pub struct Reconciler<B> {
@@ -63,6 +65,7 @@ pub struct Reconciler<B> {
 struct Waiting {
     fence: u64,
     version: Arc<str>,
+    changes: Vec<Change>,
     acknowledge: Acknowledge,
 }
 
@@ -183,9 +186,9 @@ impl<B: Backend> Reconciler<B> {
     }
 
     fn batch(&mut self, batch: Batch) {
-        for update in &batch.updates {
-            self.cluster.update(update);
-        }
+        let changes: Vec<Change> = (batch.updates.iter())
+            .filter_map(|update| self.cluster.update(update))
+            .collect();
         for rejected in &batch.rejected {
             tracing::warn!(name = %rejected.name, reason = %rejected.reason, "a resource was rejected");
         }
@@ -199,6 +202,7 @@ impl<B: Backend> Reconciler<B> {
         self.waiting.push_back(Waiting {
             fence: self.fence.0,
             version: batch.version,
+            changes,
             acknowledge: batch.acknowledge,
         });
         self.set_goals();
@@ -418,6 +422,7 @@ impl<B: Backend> Reconciler<B> {
             .waiting
             .pop_front_if(|waiting| lowest.is_none_or(|lowest| waiting.fence <= lowest))
         {
+            self.links.in_use.change(waiting.changes);
             self.applied_version = waiting.version;
             waiting.acknowledge.in_use();
         }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::config::RedirectConfig;
 use crate::finder::{FindError, Finder};
-use crate::holder::{self, Held};
+use crate::holder::{self, Answers, Held};
 use crate::reconcile::{Links, Reconciler};
-use crate::reports::Reporter;
+use crate::reports::{InUse, Reporter};
 use crate::status::Status;
 use crate::zds::{self, Proxy};
 use podveil_apply::{ApplyError, BackEndChoice, BackEnds, Backend, NodeError};
@@ -11,6 +11,7 @@ use podveil_ca_client::{ProgramCredentials, transport};
 use podveil_identity::ProgramIdentity;
 use podveil_netns::cgroup::{CgroupError, Membership};
 use podveil_netns::seqpacket;
+use podveil_reports::Replicas;
 use podveil_xds_client::{Client, NodeInfo};
 use std::io;
 use std::path::PathBuf;
@@ -81,6 +82,7 @@ pub async fn run(
     let (proxy_in, proxy) = watch::channel(Proxy::default());
     let (orphaned_in, orphaned) = watch::channel(false);
     let held = Held::default();
+    let in_use = InUse::default();
     let channel = transport::channel(
         &config.xds_address,
         &credentials,
@@ -96,7 +98,7 @@ pub async fn run(
     let watched = proxy.clone();
     let links = Links {
         xds: Client::start(
-            channel.clone(),
+            channel,
             podveil_xds_client::Config {
                 backoff_max: XDS_LAST_RETRY,
                 ..podveil_xds_client::Config::new(info)
@@ -108,13 +110,20 @@ pub async fn run(
         orphaned,
         held: held.clone(),
         status: status.clone(),
+        in_use: in_use.clone(),
     };
     let reporter = Reporter {
         node: config.node.clone(),
-        credentials,
+        bundle: credentials.bundle(),
+        credentials: credentials.clone(),
         status: status.subscribe(),
+        in_use,
     };
-    let hold_bound = config.hold_bound;
+    let replicas = Replicas::Named {
+        address: config.reports_address.clone(),
+        credentials,
+    };
+    let (hold_bound, membership) = (config.hold_bound, config.cgroup.clone());
     let reconciler = Reconciler::new(config, Arc::new(backend), links, stop.clone());
 
     let tasks = TaskTracker::new();
@@ -125,9 +134,25 @@ pub async fn run(
         own_uid,
         stop.clone(),
     ));
-    tasks.spawn(holder::serve(listeners_socket, held, own_uid, stop.clone()));
+    let answers = Answers {
+        held,
+        kubelets: Arc::default(),
+    };
+    tasks.spawn(holder::serve(
+        listeners_socket,
+        answers,
+        own_uid,
+        membership,
+        stop.clone(),
+    ));
     tasks.spawn(holder::watch_proxy(watched, hold_bound, orphaned_in));
-    tasks.spawn(reporter.run(channel, stop.clone()));
+    let connected = watch::Sender::new(0);
+    tasks.spawn(podveil_reports::run(
+        replicas,
+        reporter,
+        connected,
+        stop.clone(),
+    ));
     tasks.close();
     reconciler.run().await;
     stop.cancel();

@@ -88,6 +88,7 @@ pub(super) async fn ask(
 ) -> Result<PodListeners, ListenersError> {
     let request = ListenersRequest {
         uid: uid.to_string(),
+        ..ListenersRequest::default()
     };
     connection
         .send(&request.encode_to_vec(), &[])

@@ -293,6 +293,7 @@ fn response(kinds: &[Kind]) -> ListenersResponse {
                 ipv6: false,
             })
             .collect(),
+        ..Default::default()
     }
 }
 
@@ -351,7 +352,7 @@ async fn an_incomplete_answer_of_the_holder_is_refused() {
     );
     let refusal = ListenersResponse {
         error: "not held".to_owned(),
-        listeners: Vec::new(),
+        ..Default::default()
     };
     let error = hold(refusal, 0).await.unwrap_err();
     assert_eq!(error.to_string(), "the holder refused: not held");

@@ -169,10 +169,11 @@ async fn respond(connection: &Connection, held: Result<Arc<Held>, String>) {
         Ok(_) => node::ListenersResponse {
             error: String::new(),
             listeners: listeners.into(),
+            ..Default::default()
         },
         Err(error) => node::ListenersResponse {
             error: error.clone(),
-            listeners: Vec::new(),
+            ..Default::default()
         },
     };
     let fds: Vec<_> = held

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+use podveil_model::{Epoch, Uid};
+use podveil_proto::podveil::node::v1::reports_client::ReportsClient;
+use podveil_proto::podveil::node::v1::{Awaited, NodeReport, ReportReceived};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic::transport::Channel;
+
+/// The controller takes a node for silent after 10 s.
+const INTERVAL: Duration = Duration::from_secs(3);
+/// The controller answers each report; past this the stream is taken for dead.
+const ANSWER_BOUND: Duration = Duration::from_secs(10);
+/// Workloads in one question; more is not the protocol.
+const MAX_AWAITED: usize = 1000;
+
+/// The state that is reported. A clone of its own for each stream.
+pub trait Source: Clone + Send + Sync + 'static {
+    /// All of it, now. `sequence` and `awaited` are filled in by the stream.
+    fn report(&self) -> NodeReport;
+
+    /// Is this workload in use here as of `epoch` or of a newer one?
+    fn holds(&self, uid: &Uid, epoch: Epoch) -> bool;
+
+    /// Waits for something new to tell since the last call.
+    /// CANCEL: nothing is missed.
+    fn changed(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// A question of the replica's and how far it is answered.
+#[derive(Debug, Default)]
+struct Question {
+    open: Option<Awaited>,
+    answered: u64,
+}
+
+impl Question {
+    fn ask(&mut self, awaited: Awaited) -> Result<(), Status> {
+        match awaited.workloads.len() {
+            0..=MAX_AWAITED => {
+                self.open = Some(awaited);
+                Ok(())
+            }
+            count => Err(Status::invalid_argument(format!(
+                "{count} workloads in one question, at most {MAX_AWAITED} may be"
+            ))),
+        }
+    }
+
+    /// Looks whether the answer is yes by now. True when that is news.
+    fn look(&mut self, source: &impl Source) -> bool {
+        let held = self.open.as_ref().is_some_and(|awaited| {
+            awaited.workloads.iter().all(|workload| {
+                let epoch = workload.epoch.unwrap_or_default();
+                let epoch = Epoch {
+                    resource_version: epoch.resource_version,
+                    stage: epoch.stage,
+                };
+                source.holds(&Uid::from(&*workload.uid), epoch)
+            })
+        });
+        if held && let Some(awaited) = self.open.take() {
+            self.answered = awaited.number;
+        }
+        held
+    }
+}
+
+/// One stream, until it ends; the reason why, and how many reports went.
+pub async fn stream(
+    source: &mut impl Source,
+    channel: Channel,
+    opened: impl Fn(),
+) -> (Status, u64) {
+    let mut sequence = 0;
+    let ended = conversation(source, channel, opened, &mut sequence).await;
+    (ended, sequence)
+}
+
+async fn conversation(
+    source: &mut impl Source,
+    channel: Channel,
+    opened: impl Fn(),
+    sequence: &mut u64,
+) -> Status {
+    let (reports, outgoing) = mpsc::channel(1);
+    let mut question = Question::default();
+    let mut next = |source: &_, answered| {
+        *sequence += 1;
+        NodeReport {
+            sequence: *sequence,
+            awaited: answered,
+            ..Source::report(source)
+        }
+    };
+    // Before the answer's headers are waited for: the controller wants it first.
+    if reports.try_send(next(source, 0)).is_err() {
+        return Status::internal("the report stream was closed before it began");
+    }
+    let mut client = ReportsClient::new(channel);
+    let opening = client.report(ReceiverStream::new(outgoing));
+    let mut answers = match tokio::time::timeout(ANSWER_BOUND, opening).await {
+        Ok(Ok(response)) => response.into_inner(),
+        Ok(Err(status)) => return status,
+        Err(_) => return Status::deadline_exceeded("the controller did not answer"),
+    };
+    opened();
+    let mut due = tokio::time::Instant::now() + INTERVAL;
+    loop {
+        tokio::select! {
+            () = source.changed() => {
+                question.look(source);
+            }
+            () = tokio::time::sleep_until(due) => {}
+            answer = answers.message() => {
+                let awaited = match answer {
+                    Ok(Some(ReportReceived { awaited, .. })) => awaited,
+                    Ok(None) => return Status::unavailable("the controller ended the stream"),
+                    Err(status) => return status,
+                };
+                if let Some(Err(refused)) = awaited.map(|awaited| question.ask(awaited)) {
+                    return refused;
+                }
+                if !question.look(source) {
+                    continue;
+                }
+            }
+        }
+        due = tokio::time::Instant::now() + INTERVAL;
+        let report = next(source, question.answered);
+        match tokio::time::timeout(ANSWER_BOUND, reports.send(report)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Status::unavailable("the stream was closed"),
+            Err(_) => return Status::deadline_exceeded("the controller takes no reports"),
+        }
+    }
+}
