@@ -4,6 +4,7 @@ use crate::key::{Key, KeyError};
 use crate::renewal::Validity;
 use crate::verify::{self, Leaf, PeerError};
 use podveil_identity::SpiffeId;
+use pem::{EncodeConfig, LineEnding, Pem};
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::fmt;
@@ -110,6 +111,15 @@ impl Svid {
     /// The leaf first, then the intermediates.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.certified_key.cert
+    }
+
+    /// The same, one PEM text each.
+    pub fn chain_pem(&self) -> Vec<String> {
+        let unix = EncodeConfig::new().set_line_ending(LineEnding::LF);
+        let encode = |certificate: &CertificateDer<'_>| {
+            pem::encode_config(&Pem::new("CERTIFICATE", certificate.as_ref()), unix)
+        };
+        self.chain().iter().map(encode).collect()
     }
 
     pub fn is_valid_at(&self, now: SystemTime) -> bool {

@@ -14,7 +14,7 @@ mod pod;
 pub use listeners::{ListenerSource, PodListenersError};
 pub use pod::PodState;
 
-use crate::metrics::{NodeMetrics, TrafficMetrics};
+use crate::metrics::{NodeMetrics, Shown, TrafficMetrics};
 use crate::zds::{AddedWorkload, WorkloadInfo, Workloads};
 use pod::Pod;
 use podveil_ca_client::{TrustBundle, WorkloadCertificates};
@@ -127,6 +127,15 @@ impl Pods {
                 Entry::Up(pod) => pod.state(),
             })
             .collect()
+    }
+
+    /// The open connections of a pod, at most `limit` of them.
+    pub fn connections(&self, uid: &Uid, limit: usize) -> Vec<Shown> {
+        let pod = match self.table().get(uid) {
+            Some(Entry::Up(pod)) => pod.clone(),
+            Some(Entry::Pending(_)) | None => return Vec::new(),
+        };
+        pod.connections(limit)
     }
 
     /// Pods whose listeners are not served.

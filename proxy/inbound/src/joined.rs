@@ -77,7 +77,7 @@ impl About {
         let verdict = Verdict::Allowed { rule: None };
         let close = CloseReason::Abandoned;
         let record = self.record(pod, verdict, close, &Counters::default());
-        pod.recorder.closed(&record);
+        pod.recorder.closed(&record, None);
     }
 
     /// Records a connection that was refused.
@@ -87,7 +87,7 @@ impl About {
             detail: chain(error),
         };
         let record = self.record(pod, verdict, CloseReason::Dropped, &Counters::default());
-        pod.recorder.closed(&record);
+        pod.recorder.closed(&record, None);
     }
 }
 
@@ -210,10 +210,10 @@ impl Connected {
     /// Carries bytes until both sides have ended, one breaks, or the rules no longer allow it.
     pub async fn carry(mut self, pod: &PodContext, mut about: About, peer: impl Duplex) {
         about.workload = Some(self.allowed.workload.clone());
-        let counters = Counters::default();
+        let counters = Arc::new(Counters::default());
         let verdict = self.allowed.verdict();
         let record = about.record(pod, verdict, CloseReason::Clean, &counters);
-        pod.recorder.opened(&record);
+        let open = pod.recorder.opened(&record, &counters);
         let revoked = self.entered.revoked();
         let stop = async {
             tokio::select! {
@@ -249,13 +249,14 @@ impl Connected {
             Ended::Stopped(Some(refused)) => refused.verdict(),
             _ => record.verdict,
         };
-        pod.recorder.closed(&ConnectionRecord {
+        let ended = ConnectionRecord {
             verdict,
             close,
             received_bytes: counters.a_to_b(),
             sent_bytes: counters.b_to_a(),
             duration: about.at.elapsed(),
             ..record
-        });
+        };
+        pod.recorder.closed(&ended, Some(open));
     }
 }

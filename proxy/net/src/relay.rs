@@ -27,6 +27,12 @@ impl Counters {
     pub fn b_to_a(&self) -> u64 {
         self.b_to_a.load(Ordering::Relaxed)
     }
+
+    /// For tests of those who read them: as if so much had been carried.
+    pub fn set(&self, a_to_b: u64, b_to_a: u64) {
+        self.a_to_b.store(a_to_b, Ordering::Relaxed);
+        self.b_to_a.store(b_to_a, Ordering::Relaxed);
+    }
 }
 
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]

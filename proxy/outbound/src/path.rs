@@ -156,26 +156,27 @@ impl Outbound {
                     None => (Verdict::Allowed { rule: None }, CloseReason::Abandoned),
                 };
                 let record = self.record(&facts, &route, verdict, close, &Counters::default());
-                self.pod.recorder.closed(&record);
+                self.pod.recorder.closed(&record, None);
                 return;
             }
         };
-        let counters = Counters::default();
+        let counters = Arc::new(Counters::default());
         let allowed = Verdict::Allowed { rule: None };
         let record = self.record(&facts, &route, allowed, CloseReason::Clean, &counters);
-        self.pod.recorder.opened(&record);
+        let open = self.pod.recorder.opened(&record, &counters);
         let ended = match far {
             Far::Plain(far) => self.join(end, far, &counters).await,
             Far::Tunnel(far) => self.join(end, far, &counters).await,
         };
         let close = self.close_reason(ended, &route);
-        self.pod.recorder.closed(&ConnectionRecord {
+        let ended = ConnectionRecord {
             close,
             received_bytes: counters.a_to_b(),
             sent_bytes: counters.b_to_a(),
             duration: facts.at.elapsed(),
             ..record
-        });
+        };
+        self.pod.recorder.closed(&ended, Some(open));
     }
 
     async fn join(&self, near: TcpEnd, far: impl Duplex, counters: &Counters) -> Ended<()> {
@@ -253,7 +254,7 @@ impl Outbound {
             &Counters::default(),
         );
         record.destination.address = None;
-        self.pod.recorder.closed(&record);
+        self.pod.recorder.closed(&record, None);
     }
 }
 

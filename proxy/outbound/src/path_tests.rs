@@ -462,8 +462,9 @@ async fn an_application_that_gives_up_is_not_held_any_longer() {
 #[tokio::test]
 async fn a_connection_that_nobody_redirected_is_reset() {
     let bench = Bench::new(LONG);
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
+    // On the real port, by which a socket that was given to the listener is told from one that dialled it.
+    let address: SocketAddr = "127.77.1.1:15001".parse().unwrap();
+    let listener = TcpListener::bind(address).await.unwrap();
     let running = tokio::spawn(Outbound::run(bench.rig.pod.clone(), vec![listener]));
     let mut client = TcpStream::connect(address).await.unwrap();
     assert!(client.read(&mut [0]).await.is_err(), "a clean end");

@@ -29,6 +29,6 @@ pub use affinity::Affinity;
 pub use context::{Dial, Dialing, PodContext};
 pub use handle::{StateHandle, StateWriter, channel};
 pub use limits::Limits;
-pub use recorder::{Discard, Recorder};
+pub use recorder::{ConnectionId, Discard, Recorder};
 pub use task::{StateTask, Version};
 pub use view::{Insert, View};

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What tests of the paths stand on: certificates made at test time, a network that is loopback, records kept.
 
-use crate::{Dial, Dialing, Limits, PodContext, Recorder, StateHandle, StateWriter, channel};
+use crate::{
+    ConnectionId, Dial, Dialing, Limits, PodContext, Recorder, StateHandle, StateWriter, channel,
+};
 use podveil_ca_client::{Svid, TrustBundle};
 use podveil_flow::ConnectionRecord;
 use podveil_identity::{TrustDomain, WorkloadIdentity};
 use podveil_model::Workload;
-use podveil_net::{ConnectError, prepare_application};
+use podveil_net::{ConnectError, Counters, prepare_application};
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
@@ -146,11 +148,13 @@ impl Records {
 }
 
 impl Recorder for Records {
-    fn opened(&self, _: &ConnectionRecord) {
+    fn opened(&self, _: &ConnectionRecord, _: &Arc<Counters>) -> ConnectionId {
         self.opened.send_modify(|count| *count += 1);
+        ConnectionId(0)
     }
 
-    fn closed(&self, connection: &ConnectionRecord) {
+    fn closed(&self, connection: &ConnectionRecord, opened: Option<ConnectionId>) {
+        assert_eq!(opened.is_some(), connection.was_opened());
         self.closed
             .send_modify(|records| records.push(connection.clone()));
     }

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::{Acknowledge, Batch, Config, Key, Lost, Received, Session, Status};
+use crate::{
+    Acknowledge, Batch, Config, Counts, Key, Lost, Received, Session, Status, Termination,
+};
 use podveil_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse,
     aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
 };
+use prost::Message;
 use std::error::Error;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc::{self, OwnedPermit};
 use tokio::sync::watch;
@@ -34,6 +38,7 @@ pub struct Client {
     pub batches: mpsc::Receiver<Batch>,
     pub demand: Demand,
     pub status: watch::Receiver<Status>,
+    pub counts: Arc<Counts>,
 }
 
 /// Asks the control plane about a key. The answer comes as an update of a later batch: the resource itself, or
@@ -76,6 +81,7 @@ impl Client {
         let (demand, questions) = Demand::unanswered(QUEUED_QUESTIONS);
         let (answers_in, answers) = mpsc::channel(UNANSWERED_BATCHES);
         let (status_in, status) = watch::channel(Status::default());
+        let counts = Arc::new(Counts::default());
         let task = Task {
             service: AggregatedDiscoveryServiceClient::new(channel)
                 .max_decoding_message_size(MAX_MESSAGE_BYTES),
@@ -86,6 +92,7 @@ impl Client {
             answers_in,
             answers,
             status: status_in,
+            counts: counts.clone(),
         };
         tokio::spawn(async move {
             // CANCEL: stopping may drop the stream at any await; nothing outlives the task.
@@ -98,6 +105,7 @@ impl Client {
             batches,
             demand,
             status,
+            counts,
         }
     }
 }
@@ -116,6 +124,7 @@ struct Task {
     answers_in: mpsc::Sender<Answer>,
     answers: mpsc::Receiver<Answer>,
     status: watch::Sender<Status>,
+    counts: Arc<Counts>,
 }
 
 /// What one turn of a stream brought.
@@ -124,7 +133,7 @@ enum Event {
     Asked(Key),
     CanDeliver(Slot),
     CanSend(OwnedPermit<DeltaDiscoveryRequest>),
-    Lost(Lost),
+    Lost(Termination, Lost),
     Opened(Streaming<DeltaDiscoveryResponse>),
     Received(DeltaDiscoveryResponse),
     Unwanted,
@@ -177,7 +186,7 @@ impl Task {
             let event = tokio::select! {
                 opened = &mut call, if responses.is_none() => match opened {
                     Ok(response) => Event::Opened(response.into_inner()),
-                    Err(status) => Event::Lost(lost(&status)),
+                    Err(status) => Event::Lost(Termination::ConnectionError, lost(&status)),
                 },
                 Ok(permit) = requests_in.clone().reserve_owned(), if self.session.wants_to_send() => {
                     Event::CanSend(permit)
@@ -190,7 +199,7 @@ impl Task {
                 },
                 message = next(&mut responses), if responses.is_some() && slot.is_some() => match message {
                     Ok(response) => Event::Received(response),
-                    Err(lost) => Event::Lost(lost),
+                    Err((how, lost)) => Event::Lost(how, lost),
                 },
                 () = self.batches.closed() => Event::Unwanted,
             };
@@ -208,6 +217,8 @@ impl Task {
                 Event::Asked(key) => self.ask(key),
                 Event::CanDeliver(room) => slot = Some(room),
                 Event::Received(response) => {
+                    let bytes = response.encoded_len();
+                    self.counts.received(&response.type_url, bytes);
                     if let Some(received) = self.session.response(now(), response)
                         && let Some(slot) = slot.take()
                     {
@@ -215,7 +226,10 @@ impl Task {
                     }
                     self.tell();
                 }
-                Event::Lost(lost) => return Some(lost),
+                Event::Lost(how, lost) => {
+                    self.counts.terminated(how);
+                    return Some(lost);
+                }
                 Event::Unwanted => return None,
             }
         }
@@ -261,16 +275,17 @@ async fn room(batches: &mpsc::Sender<Batch>, answers: &mpsc::Sender<Answer>) -> 
 /// CANCEL: nothing is lost, `Streaming::message` keeps what it has read.
 async fn next(
     responses: &mut Option<Streaming<DeltaDiscoveryResponse>>,
-) -> Result<DeltaDiscoveryResponse, Lost> {
+) -> Result<DeltaDiscoveryResponse, (Termination, Lost)> {
     let Some(responses) = responses else {
         return std::future::pending().await;
     };
     match responses.message().await {
         Ok(Some(response)) => Ok(response),
-        Ok(None) => Err(Lost {
-            reason: "the server ended the stream".to_owned(),
-        }),
-        Err(status) => Err(lost(&status)),
+        Ok(None) => {
+            let reason = "the server ended the stream".to_owned();
+            Err((Termination::Complete, Lost { reason }))
+        }
+        Err(status) => Err((Termination::Error, lost(&status))),
     }
 }
 

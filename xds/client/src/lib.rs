@@ -16,11 +16,13 @@
 
 mod client;
 mod config;
+mod counts;
 pub mod parse;
 mod session;
 mod update;
 
 pub use client::{AskError, Client, Demand};
 pub use config::{Config, NodeInfo};
+pub use counts::{Counts, Termination};
 pub use session::{AskRefused, Lost, Received, Session};
 pub use update::{Acknowledge, Batch, Key, Rejected, ResourceType, Status, Update};

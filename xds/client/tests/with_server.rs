@@ -287,6 +287,10 @@ async fn everything_arrives_as_it_was_published() {
         batch.acknowledge.in_use();
     }
     node.synced().await;
+    for resource_type in ResourceType::ALL {
+        assert_eq!(node.client.counts.messages(resource_type), 1);
+        assert!(node.client.counts.message_bytes(resource_type) > 0);
+    }
     let expected = [
         Update::Mesh(Arc::new(full_mesh())),
         Update::Policy {

@@ -2,12 +2,17 @@
 //! `/config_dump` and `/status`: the peers' keys, so that their tools read it, and ours beside them. Never a private key.
 
 use super::Facts;
+use crate::metrics::Shown;
 use podveil_ca_client::{CertificateState, CertificateStatus, Svid, TrustBundle};
-use podveil_model::{Mode, Service, Workload};
+use podveil_flow::Direction;
+use podveil_model::{External, Mode, Service, Workload};
 use podveil_state::View;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::time::SystemTime;
+
+/// Open connections shown of one pod: enough for a person, and no more memory than the rest of the dump.
+const MAX_CONNECTIONS: usize = 1000;
 
 pub(super) fn dump(facts: &Facts) -> Value {
     let view = facts.state.view();
@@ -25,6 +30,11 @@ pub(super) fn dump(facts: &Facts) -> Value {
         .map(|one| service(one, &view))
         .collect();
     dump["policies"] = policies(&view).into();
+    // Here the connections themselves instead of their number.
+    for pod in facts.pods.states() {
+        let open = facts.pods.connections(&pod.uid, MAX_CONNECTIONS);
+        dump["workloadState"][pod.uid.to_string()]["connections"] = connections(&open);
+    }
     dump
 }
 
@@ -47,6 +57,8 @@ pub(super) fn status(facts: &Facts) -> Value {
                 "serviceRanges": texts(&mesh.service_ranges),
                 "rangesKnown": mesh.ranges_known,
                 "plainOutboundRanges": texts(&mesh.plain_outbound_ranges),
+                "plainOutboundNamespaces": texts(&mesh.plain_outbound_namespaces),
+                "nodes": mesh.nodes.len(),
                 "epoch": mesh.epoch.to_string(),
             })),
             "bundle": { "sequence": bundle.sequence, "roots": bundle.roots.len(), "certificateGeneration": bundle.certificate_generation },
@@ -87,6 +99,13 @@ fn workload(workload: &Workload) -> Value {
             "excludeOutboundPorts": &workload.exclude_outbound_ports,
             "excludeInboundPorts": &workload.exclude_inbound_ports,
             "plainInboundPorts": &workload.plain_inbound_ports,
+            "probePorts": &workload.probe_ports,
+            "hostPorts": &workload.host_ports,
+            "hostNetwork": workload.host_network,
+            "external": match workload.external {
+                External::Allow => "allow",
+                External::Refuse => "refuse",
+            },
         },
     })
 }
@@ -149,11 +168,22 @@ fn certificate(status: &CertificateStatus, bundle: &TrustBundle) -> Value {
     json!({
         "identity": status.identity.to_string(),
         "state": state,
-        "certChain": status.svid.as_deref().map(|held| vec![svid(held)]).unwrap_or_default(),
+        "certChain": status.svid.as_deref().map(chain).unwrap_or_default(),
         "rootCerts": [{ "pem": bundle.to_pem() }],
         "lastError": status.last_error,
         "nextAttempt": status.next_attempt.map(timestamp),
     })
+}
+
+/// The leaf with its facts, then the intermediates: certificates, which are public.
+fn chain(held: &Svid) -> Vec<Value> {
+    let mut chain: Vec<Value> = (held.chain_pem().into_iter())
+        .map(|pem| json!({ "pem": pem }))
+        .collect();
+    if let (Some(Value::Object(leaf)), Value::Object(facts)) = (chain.first_mut(), svid(held)) {
+        leaf.extend(facts);
+    }
+    chain
 }
 
 fn svid(svid: &Svid) -> Value {
@@ -186,6 +216,30 @@ fn workload_state(facts: &Facts) -> Map<String, Value> {
             (pod.uid.to_string(), state)
         })
         .collect()
+}
+
+/// The peers' form: what was dialled by whom, and where it really goes.
+fn connections(open: &[Shown]) -> Value {
+    let list = |direction: Direction| -> Vec<Value> {
+        let mut list: Vec<&Shown> = open
+            .iter()
+            .filter(|shown| shown.direction == direction)
+            .collect();
+        list.sort_unstable_by_key(|shown| (shown.source, shown.destination));
+        list.into_iter()
+            .map(|shown| {
+                json!({
+                    "src": shown.source,
+                    "originalDst": shown.destination,
+                    "actualDst": shown.hbone.or(shown.destination),
+                    "protocol": if shown.hbone.is_some() { "HBONE" } else { "TCP" },
+                    "receivedBytes": shown.received_bytes,
+                    "sentBytes": shown.sent_bytes,
+                })
+            })
+            .collect()
+    };
+    json!({ "inbound": list(Direction::Inbound), "outbound": list(Direction::Outbound) })
 }
 
 fn texts<T: ToString>(values: impl IntoIterator<Item = T>) -> Vec<String> {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use podveil_flow::{ConnectionRecord, Direction, End, Protection, Verdict};
-use std::hash::{BuildHasher, RandomState};
+use podveil_identity::WorkloadIdentity;
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 
 /// Istio's traffic labels, in the order of [`TrafficLabels::values`].
 pub const NAMES: [&str; 23] = [
@@ -46,6 +47,10 @@ impl TrafficLabels {
     pub fn of(record: &ConnectionRecord) -> Self {
         let source = EndLabels::of(&record.source);
         let destination = EndLabels::of(&record.destination);
+        let principals = [&source, &destination].map(|end| {
+            end.principal
+                .map_or_else(|| UNKNOWN.to_owned(), ToString::to_string)
+        });
         let service = record.service.as_ref();
         let hostname = service.map(|key| &*key.hostname);
         let name = hostname.and_then(|hostname| hostname.split('.').next());
@@ -55,7 +60,7 @@ impl TrafficLabels {
             source.canonical,
             source.revision,
             source.namespace,
-            &source.principal,
+            &principals[0],
             source.canonical,
             source.revision,
             source.cluster,
@@ -66,7 +71,7 @@ impl TrafficLabels {
             destination.canonical,
             destination.revision,
             destination.namespace,
-            &destination.principal,
+            &principals[1],
             destination.canonical,
             destination.revision,
             destination.cluster,
@@ -80,46 +85,55 @@ impl TrafficLabels {
         }
     }
 
-    /// Where connections are counted that find no room for labels of their own.
-    pub fn without_ends(record: &ConnectionRecord) -> Self {
-        let bare = ConnectionRecord {
-            source: End::default(),
-            destination: End::default(),
-            service: None,
-            ..record.clone()
-        };
-        Self::of(&bare)
-    }
-
     pub fn values(&self) -> [&str; NAMES.len()] {
         self.values.each_ref().map(String::as_str)
     }
+}
 
-    pub(super) fn key(&self, hasher: &RandomState) -> u64 {
-        hasher.hash_one(&self.values)
+/// As such connections are counted that find no room for labels of their own.
+pub(super) fn without_ends(record: &ConnectionRecord) -> ConnectionRecord {
+    ConnectionRecord {
+        source: End::default(),
+        destination: End::default(),
+        service: None,
+        ..record.clone()
     }
 }
 
+/// The same for two records with the same labels. It is found at each connection, so no text is made for it.
+pub(super) fn key(record: &ConnectionRecord, hasher: &RandomState) -> u64 {
+    let mut state = hasher.build_hasher();
+    reporter(record.direction).hash(&mut state);
+    for end in [&record.source, &record.destination] {
+        let labels = EndLabels::of(end);
+        labels.hash(&mut state);
+    }
+    record.service.hash(&mut state);
+    response_flags(record).hash(&mut state);
+    security_policy(record).hash(&mut state);
+    state.finish()
+}
+
+#[derive(Hash)]
 struct EndLabels<'a> {
     workload: &'a str,
     canonical: &'a str,
     revision: &'a str,
     namespace: &'a str,
     cluster: &'a str,
-    principal: String,
+    principal: Option<&'a WorkloadIdentity>,
 }
 
 impl<'a> EndLabels<'a> {
     fn of(end: &'a End) -> Self {
         let workload = end.workload.as_deref();
-        let identity = end.identity.as_ref();
         Self {
             workload: or_unknown(workload.map(|workload| &*workload.workload_name)),
             canonical: or_unknown(workload.map(|workload| &*workload.canonical_name)),
             revision: or_unknown(workload.map(|workload| &*workload.canonical_revision)),
             namespace: or_unknown(workload.map(|workload| workload.namespace().as_str())),
             cluster: or_unknown(workload.map(|workload| &*workload.cluster)),
-            principal: identity.map_or_else(|| UNKNOWN.to_owned(), ToString::to_string),
+            principal: end.identity.as_ref(),
         }
     }
 }

@@ -2,7 +2,9 @@
 use super::*;
 use crate::testing::{record, workload};
 use podveil_flow::{CloseReason, ConnectionRecord, Direction, DropReason, End, Verdict};
+use podveil_net::Counters;
 use prometheus::{Registry, TextEncoder};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -33,7 +35,7 @@ fn dropped(reason: DropReason) -> ConnectionRecord {
 fn the_exported_lines_have_istios_names_and_labels() {
     let registry = Registry::new();
     let traffic = TrafficMetrics::new(&registry, 10, KEPT);
-    traffic.opened(&record());
+    let counters = traffic.opened(&record());
     let labels = "connection_security_policy=\"mutual_tls\",\
         destination_app=\"web\",\
         destination_canonical_revision=\"v1\",\
@@ -68,11 +70,12 @@ fn the_exported_lines_have_istios_names_and_labels() {
             "istio_tcp_sockets_open{reporter=\"source\"} 1",
         ]
     );
-    traffic.closed(&record());
+    traffic.closed(&record(), &counters);
     for (name, value) in [
         ("istio_tcp_connections_closed_total", 1),
-        ("istio_tcp_received_bytes_total", 120),
-        ("istio_tcp_sent_bytes_total", 4096),
+        // These are counted while the connection lives.
+        ("istio_tcp_received_bytes_total", 0),
+        ("istio_tcp_sent_bytes_total", 0),
     ] {
         assert_eq!(
             lines(&registry, name),
@@ -89,7 +92,7 @@ fn the_exported_lines_have_istios_names_and_labels() {
 fn a_refusal_is_counted_by_its_reason_and_by_istios_flag() {
     let registry = Registry::new();
     let traffic = TrafficMetrics::new(&registry, 10, KEPT);
-    traffic.closed(&dropped(DropReason::PolicyDenied));
+    traffic.failed(&dropped(DropReason::PolicyDenied));
     let counted = lines(&registry, "podveil_connections_refused_total")
         .into_iter()
         .filter(|line| !line.ends_with(" 0"))
@@ -109,7 +112,7 @@ fn a_refusal_is_counted_by_its_reason_and_by_istios_flag() {
 fn a_connection_given_up_while_held_was_never_open() {
     let registry = Registry::new();
     let traffic = TrafficMetrics::new(&registry, 10, KEPT);
-    traffic.closed(&ConnectionRecord {
+    traffic.failed(&ConnectionRecord {
         close: CloseReason::Abandoned,
         ..record()
     });
@@ -146,10 +149,17 @@ fn series_of_gone_workloads_are_taken_out_after_a_time() {
     let registry = Registry::new();
     let traffic = TrafficMetrics::new(&registry, 10, KEPT);
     let both = ["client", "web"].map(|owner| ("shop".to_owned(), owner.to_owned()));
-    traffic.opened(&record());
-    traffic.closed(&record());
+    let open = traffic.opened(&record());
     let name = "istio_tcp_connections_opened_total";
     let start = Instant::now();
+    for time in [KEPT * 2, KEPT * 4] {
+        traffic.sweep(start + time, &LiveWorkloads::new());
+    }
+    assert_eq!(lines(&registry, name).len(), 1, "a connection is open");
+    traffic.closed(&record(), &open);
+    drop(open);
+    // Another connection, to begin anew.
+    drop(traffic.opened(&record()));
     traffic.sweep(start + KEPT * 2, &both.clone().into());
     assert_eq!(lines(&registry, name).len(), 1, "both workloads live");
     let only_web: LiveWorkloads = [both[1].clone()].into();
@@ -216,5 +226,58 @@ fn the_build_is_found_where_dashboards_look() {
             "istio_build{{component=\"ztunnel\",tag=\"podveil-{}\"}} 1",
             env!("CARGO_PKG_VERSION")
         )]
+    );
+}
+
+#[test]
+fn bytes_are_counted_while_the_connection_lives_and_once() {
+    let registry = Registry::new();
+    let traffic = TrafficMetrics::new(&registry, 10, KEPT);
+    let pod = traffic.pod();
+    let carried = Arc::new(Counters::default());
+    let id = pod.open(&record(), &carried, traffic.opened(&record()));
+    let value = |name: &str| {
+        let [line] = lines(&registry, name).try_into().unwrap();
+        line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()
+    };
+    for (received, sent) in [(0, 0), (100, 0), (100, 4096), (150, 5000)] {
+        carried.set(received, sent);
+        assert_eq!(value("istio_tcp_received_bytes_total"), received);
+        assert_eq!(value("istio_tcp_sent_bytes_total"), sent);
+        let shown = pod.shown(10);
+        assert_eq!(
+            (shown[0].received_bytes, shown[0].sent_bytes),
+            (received, sent)
+        );
+    }
+    carried.set(151, 5001);
+    let counters = pod.close(id).unwrap();
+    traffic.closed(&record(), &counters);
+    assert!(pod.close(id).is_none());
+    assert_eq!(pod.len(), 0);
+    assert_eq!(value("istio_tcp_received_bytes_total"), 151);
+    assert_eq!(value("istio_tcp_sent_bytes_total"), 5001);
+    assert_eq!(value("istio_tcp_connections_closed_total"), 1);
+}
+
+#[test]
+fn messages_of_the_control_plane_are_counted_under_the_peers_names() {
+    let registry = Registry::new();
+    XdsMetrics::register(&registry, Arc::default());
+    assert_eq!(
+        lines(&registry, "istio_xds_message_total"),
+        [
+            "istio_xds_message_total{url=\"type.googleapis.com/istio.security.Authorization\"} 0",
+            "istio_xds_message_total{url=\"type.googleapis.com/istio.workload.Address\"} 0",
+            "istio_xds_message_total{url=\"type.googleapis.com/podveil.node.v1.MeshConfig\"} 0",
+        ]
+    );
+    assert_eq!(lines(&registry, "istio_xds_message_bytes_total").len(), 3);
+    assert_eq!(
+        lines(
+            &registry,
+            "istio_xds_connection_terminations_total{reason=\"Error\"}"
+        ),
+        ["istio_xds_connection_terminations_total{reason=\"Error\"} 0"]
     );
 }

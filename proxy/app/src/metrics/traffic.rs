@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-use super::labels::{NAMES, TrafficLabels, WorkloadKey, reporter};
+use super::labels::{NAMES, TrafficLabels, WorkloadKey, key, reporter, without_ends};
+use super::live::{ByteCounters, LiveConnections};
 use super::register;
 use podveil_flow::{ConnectionRecord, DropReason, Verdict};
 use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 use std::collections::{HashMap, HashSet};
 use std::hash::RandomState;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -18,8 +19,7 @@ pub struct TrafficMetrics {
     opened: IntCounterVec,
     closed: IntCounterVec,
     failed: IntCounterVec,
-    sent_bytes: IntCounterVec,
-    received_bytes: IntCounterVec,
+    bytes: ByteCounters,
     open: IntGaugeVec,
     refused: IntCounterVec,
     overflow: IntCounter,
@@ -28,7 +28,7 @@ pub struct TrafficMetrics {
     kept: Duration,
 }
 
-/// The label sets that have counters, by the hash of their values.
+/// The label sets that have counters, by the hash of what they are made of.
 #[derive(Debug, Default)]
 struct Series {
     held: HashMap<u64, Held>,
@@ -37,8 +37,34 @@ struct Series {
 
 #[derive(Debug)]
 struct Held {
-    labels: TrafficLabels,
+    counters: Arc<SeriesCounters>,
     gone_since: Option<Instant>,
+}
+
+/// The counters of one label set, found once for all connections of one kind.
+#[derive(Debug)]
+pub struct SeriesCounters {
+    labels: TrafficLabels,
+    /// Made with the first connection that was opened; together, since a rate needs the zero before the first event.
+    carried: OnceLock<Carried>,
+    failed: OnceLock<IntCounter>,
+}
+
+#[derive(Debug)]
+struct Carried {
+    opened: IntCounter,
+    closed: IntCounter,
+    received_bytes: IntCounter,
+    sent_bytes: IntCounter,
+}
+
+impl SeriesCounters {
+    pub(super) fn count_bytes(&self, received: u64, sent: u64) {
+        if let Some(carried) = self.carried.get() {
+            carried.received_bytes.inc_by(received);
+            carried.sent_bytes.inc_by(sent);
+        }
+    }
 }
 
 impl TrafficMetrics {
@@ -46,6 +72,10 @@ impl TrafficMetrics {
     pub fn new(registry: &Registry, bound: usize, kept: Duration) -> Self {
         let counter = |name: &str, help: &str| {
             register(registry, IntCounterVec::new(Opts::new(name, help), &NAMES))
+        };
+        let unregistered = |name: &str, help: &str| {
+            IntCounterVec::new(Opts::new(name, help), &NAMES)
+                .expect("names and labels are constants that Prometheus takes")
         };
         let refused = Opts::new(
             "podveil_connections_refused_total",
@@ -64,13 +94,19 @@ impl TrafficMetrics {
                 "istio_tcp_connections_failed_total",
                 "Connections that were never opened",
             ),
-            sent_bytes: counter(
-                "istio_tcp_sent_bytes_total",
-                "Bytes from destination to source",
-            ),
-            received_bytes: counter(
-                "istio_tcp_received_bytes_total",
-                "Bytes from source to destination",
+            bytes: register(
+                registry,
+                Ok(ByteCounters {
+                    sent: unregistered(
+                        "istio_tcp_sent_bytes_total",
+                        "Bytes from destination to source",
+                    ),
+                    received: unregistered(
+                        "istio_tcp_received_bytes_total",
+                        "Bytes from source to destination",
+                    ),
+                    pods: Arc::default(),
+                }),
             ),
             open: register(
                 registry,
@@ -104,87 +140,103 @@ impl TrafficMetrics {
         this
     }
 
-    pub fn opened(&self, record: &ConnectionRecord) {
+    /// The table of open connections of one more pod.
+    pub fn pod(&self) -> Arc<LiveConnections> {
+        self.bytes.pod()
+    }
+
+    /// Gives where the connection is counted, for [`Self::closed`].
+    pub fn opened(&self, record: &ConnectionRecord) -> Arc<SeriesCounters> {
         self.open
             .with_label_values(&[reporter(record.direction)])
             .inc();
-        let labels = self.labels(record);
-        self.opened.with_label_values(&labels.values()).inc();
+        let counters = self.counters(record);
+        self.carried(&counters).opened.inc();
+        counters
     }
 
-    pub fn closed(&self, record: &ConnectionRecord) {
-        let labels = self.labels(record);
-        let values = labels.values();
+    pub fn closed(&self, record: &ConnectionRecord, opened: &Arc<SeriesCounters>) {
+        self.open
+            .with_label_values(&[reporter(record.direction)])
+            .dec();
+        self.count_reason(record);
+        // What ended it may be in the labels.
+        let ended = match record.verdict {
+            Verdict::Allowed { .. } => opened,
+            Verdict::Dropped { .. } => &self.counters(record),
+        };
+        self.carried(ended).closed.inc();
+    }
+
+    /// A connection that was never open.
+    pub fn failed(&self, record: &ConnectionRecord) {
+        self.count_reason(record);
+        let counters = self.counters(record);
+        let failed = || self.failed.with_label_values(&counters.labels.values());
+        counters.failed.get_or_init(failed).inc();
+    }
+
+    fn count_reason(&self, record: &ConnectionRecord) {
         if let Verdict::Dropped { reason, .. } = &record.verdict {
             self.refused
                 .with_label_values(&[reporter(record.direction), reason.label()])
                 .inc();
         }
-        if !record.was_opened() {
-            self.failed.with_label_values(&values).inc();
-            return;
-        }
-        self.open
-            .with_label_values(&[reporter(record.direction)])
-            .dec();
-        self.closed.with_label_values(&values).inc();
-        self.sent_bytes
-            .with_label_values(&values)
-            .inc_by(record.sent_bytes);
-        self.received_bytes
-            .with_label_values(&values)
-            .inc_by(record.received_bytes);
+    }
+
+    fn carried<'a>(&self, counters: &'a SeriesCounters) -> &'a Carried {
+        counters.carried.get_or_init(|| {
+            let values = counters.labels.values();
+            Carried {
+                opened: self.opened.with_label_values(&values),
+                closed: self.closed.with_label_values(&values),
+                received_bytes: self.bytes.received.with_label_values(&values),
+                sent_bytes: self.bytes.sent.with_label_values(&values),
+            }
+        })
     }
 
     /// Takes out the series of workloads that have been gone for long enough.
     pub fn sweep(&self, now: Instant, live: &LiveWorkloads) {
-        let gone: Vec<TrafficLabels> = {
+        let gone: Vec<Arc<SeriesCounters>> = {
             let mut series = self.lock();
             series
                 .held
                 .extract_if(|_, held| held.is_over(now, live, self.kept))
-                .map(|(_, held)| held.labels)
+                .map(|(_, held)| held.counters)
                 .collect()
         };
-        for labels in gone {
+        for counters in gone {
             for vec in [
                 &self.opened,
                 &self.closed,
                 &self.failed,
-                &self.sent_bytes,
-                &self.received_bytes,
+                &self.bytes.sent,
+                &self.bytes.received,
             ] {
                 // An error says that this one was never counted.
-                let _never_counted = vec.remove_label_values(&labels.values());
+                let _never_counted = vec.remove_label_values(&counters.labels.values());
             }
         }
     }
 
-    /// The record's labels, if there is room for them.
-    fn labels(&self, record: &ConnectionRecord) -> TrafficLabels {
-        let labels = TrafficLabels::of(record);
-        if labels.ends == [None, None] {
-            // Nothing in these grows with the cluster but the service's name.
-            return TrafficLabels::without_ends(record);
-        }
+    /// The counters of the record's labels, or of those without workloads where there is no room for more.
+    fn counters(&self, record: &ConnectionRecord) -> Arc<SeriesCounters> {
         let mut series = self.lock();
-        let key = labels.key(&series.hasher);
-        if let Some(held) = series.held.get_mut(&key) {
-            held.gone_since = None;
-        } else if series.held.len() < self.bound {
-            series.held.insert(
-                key,
-                Held {
-                    labels: labels.clone(),
-                    gone_since: None,
-                },
-            );
-        } else {
-            drop(series);
+        let names_nobody =
+            record.source.workload.is_none() && record.destination.workload.is_none();
+        if !names_nobody {
+            if let Some(counters) = series.get(record) {
+                return counters;
+            }
+            if series.held.len() < self.bound {
+                return series.insert(record);
+            }
             self.overflow.inc();
-            return TrafficLabels::without_ends(record);
         }
-        labels
+        // Nothing in these grows with the cluster.
+        let bare = without_ends(record);
+        series.get(&bare).unwrap_or_else(|| series.insert(&bare))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Series> {
@@ -193,10 +245,34 @@ impl TrafficMetrics {
     }
 }
 
+impl Series {
+    fn get(&mut self, record: &ConnectionRecord) -> Option<Arc<SeriesCounters>> {
+        let held = self.held.get_mut(&key(record, &self.hasher))?;
+        held.gone_since = None;
+        Some(held.counters.clone())
+    }
+
+    fn insert(&mut self, record: &ConnectionRecord) -> Arc<SeriesCounters> {
+        let counters = Arc::new(SeriesCounters {
+            labels: TrafficLabels::of(record),
+            carried: OnceLock::new(),
+            failed: OnceLock::new(),
+        });
+        let held = Held {
+            counters: counters.clone(),
+            gone_since: None,
+        };
+        self.held.insert(key(record, &self.hasher), held);
+        counters
+    }
+}
+
 impl Held {
     fn is_over(&mut self, now: Instant, live: &LiveWorkloads, kept: Duration) -> bool {
-        let mut named = self.labels.ends.iter().flatten();
-        if named.all(|end| live.contains(end)) {
+        let mut named = self.counters.labels.ends.iter().flatten();
+        // An open connection still counts.
+        let in_use = Arc::strong_count(&self.counters) > 1;
+        if in_use || named.all(|end| live.contains(end)) {
             self.gone_since = None;
             return false;
         }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 use super::Shared;
+use crate::metrics::Shown;
 use crate::recorder::PodRecorder;
 use crate::zds::{PodListeners, WorkloadInfo};
 use podveil_ca_client::Held;
@@ -95,7 +96,12 @@ impl Pod {
     }
 
     pub fn carried(&self) -> u32 {
-        self.recorder.carried()
+        u32::try_from(self.recorder.live().len()).unwrap_or(u32::MAX)
+    }
+
+    /// At most `limit` of the open connections.
+    pub fn connections(&self, limit: usize) -> Vec<Shown> {
+        self.recorder.live().shown(limit)
     }
 
     pub fn state(&self) -> PodState {
