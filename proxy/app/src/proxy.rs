@@ -21,7 +21,7 @@
 use crate::admin::Facts;
 use crate::config::{NodeConfig, ProxySection};
 use crate::kubelet::NodeKubelet;
-use crate::metrics::{LiveWorkloads, NodeMetrics, ProcessMetrics, TrafficMetrics};
+use crate::metrics::{LiveWorkloads, NodeMetrics, ProcessMetrics, TrafficMetrics, XdsMetrics};
 use crate::pods::{ListenerSource, Pods, Shared};
 use crate::reports::Reporter;
 use crate::{prefetch, process, zds};
@@ -157,7 +157,7 @@ impl Proxy {
             end.child_token(),
         );
         let tasks = TaskTracker::new();
-        let (state, in_use, xds_status) = start_state(&config, &links, &tasks, &end);
+        let (state, in_use, xds_status) = start_state(&config, &links, &registry, &tasks, &end);
         let pods = Pods::new(Shared {
             trust_domain: config.trust_domain.clone(),
             listeners: listeners(&config, links.mark),
@@ -262,6 +262,7 @@ impl Proxy {
 fn start_state(
     config: &NodeConfig,
     links: &Links,
+    registry: &Registry,
     tasks: &TaskTracker,
     end: &CancellationToken,
 ) -> (
@@ -284,6 +285,7 @@ fn start_state(
         },
         end.child_token(),
     );
+    XdsMetrics::register(registry, client.counts);
     let (writer, state, questions) = podveil_state::channel();
     if config.holder().is_none() {
         writer.update(|view| {
