@@ -143,28 +143,7 @@ fn controller(page: &ControllerPage) -> Vec<Finding> {
             ),
         ));
     }
-    let waiting = page
-        .workloads
-        .iter()
-        .filter(|workload| !workload.reason.is_empty());
-    for workload in waiting.clone().take(TOLD) {
-        findings.push(Finding::warning(
-            "pods",
-            format!(
-                "{}/{} is {}: {}",
-                workload.namespace, workload.name, workload.stage, workload.reason
-            ),
-            "",
-        ));
-    }
-    let waiting = waiting.count();
-    if waiting > TOLD {
-        findings.push(Finding::warning(
-            "pods",
-            format!("and {} more", waiting - TOLD),
-            "`podveilctl status`",
-        ));
-    }
+    findings.extend(pods(page));
     let mandatory = page
         .workloads
         .iter()
@@ -181,6 +160,40 @@ fn controller(page: &ControllerPage) -> Vec<Finding> {
             "correct the value; until then the last good one holds",
         )
     }));
+    findings
+}
+
+/// Pods that are on their way and do not get there, and pods of enrolled namespaces that are left out.
+fn pods(page: &ControllerPage) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut untold = 0;
+    for workload in page.workloads.iter().filter(|one| one.is_asked_for()) {
+        let name = format!("{}/{}", workload.namespace, workload.name);
+        let what = format!("{name} is {}: {}", workload.stage, workload.reason);
+        let conditions = workload.conditions.iter().map(|condition| {
+            let cure = "correct the value; until then the last good one holds";
+            Finding::warning("settings", format!("{name}: {condition}"), cure)
+        });
+        let told = match (workload.stage.as_str(), workload.reason.as_str()) {
+            (_, "") => None,
+            ("none", _) => Some(Finding::note("pods", what)),
+            _ => Some(Finding::warning("pods", what, "")),
+        };
+        for finding in conditions.chain(told) {
+            if findings.len() < TOLD {
+                findings.push(finding);
+            } else {
+                untold += 1;
+            }
+        }
+    }
+    if untold > 0 {
+        findings.push(Finding::warning(
+            "pods",
+            format!("and {untold} more"),
+            "`podveilctl status`",
+        ));
+    }
     findings
 }
 
@@ -242,8 +255,7 @@ fn proxy(node: &str, page: &ProxyPage, now: SystemTime) -> Vec<Finding> {
         .collect();
     for certificate in &page.certificates {
         let left = certificate
-            .cert_chain
-            .first()
+            .leaf()
             .map(|leaf| leaf.expiration_time.left(now));
         let why = certificate
             .last_error

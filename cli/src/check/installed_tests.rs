@@ -127,9 +127,13 @@ fn each_trouble_is_named() {
             "proxy on n1 has been silent for 40s: nobody waits for it",
         ),
         (
-            |one, _| one.controller.as_mut().unwrap().workloads[0].reason = "no listeners".into(),
+            |one, _| {
+                let workload = &mut one.controller.as_mut().unwrap().workloads[0];
+                workload.stage = "wanted".into();
+                workload.reason = "no listeners".into();
+            },
             Level::Warning,
-            "/web is mandatory: no listeners",
+            "/web is wanted: no listeners",
         ),
         (
             |one, _| one.ca.as_mut().unwrap().authorities[0] = authority(true, 29),

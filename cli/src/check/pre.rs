@@ -23,16 +23,13 @@ use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
 use kube::api::ListParams;
 use kube::{Api, Resource, ResourceExt};
 use permissions::Permission;
+use podveil_source::labels;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 /// Objects of one page of a list.
 const PAGE: u32 = 500;
-
-/// Labels that decide; `podveil-source` reads the same.
-const ENROL: &str = "io.cilium/mtls-enabled";
-const MODE: &str = "podveil.io/mode";
 
 /// What the API says about this cluster.
 #[derive(Debug)]
@@ -79,8 +76,8 @@ pub(super) async fn survey(
             .map(ResourceExt::name_any)
             .collect()
     };
-    let mut enrolled = labelled(ENROL, "true");
-    let mut strict_ones: BTreeSet<String> = labelled(MODE, "strict")
+    let mut enrolled = labelled(labels::ENROL, "true");
+    let mut strict_ones: BTreeSet<String> = labelled(labels::MODE, "strict")
         .intersection(&enrolled)
         .cloned()
         .collect();

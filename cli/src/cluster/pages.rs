@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the programs' own pages say. Read leniently: an unknown field is a newer program's, a missing one an older's.
 
+use podveil_source::NotEnrolled;
 use prost_types::{Timestamp, TimestampError};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
@@ -64,6 +65,16 @@ pub struct ControllerWorkload {
     pub connections_captured: u32,
 }
 
+impl ControllerWorkload {
+    /// Did somebody ask for it to be enrolled, or is there anything to tell about it?
+    pub fn is_asked_for(&self) -> bool {
+        let unasked = [NotEnrolled::NotLabelled, NotEnrolled::OwnNamespace]
+            .iter()
+            .any(|rule| self.reason == rule.to_string());
+        self.stage != "none" || !self.conditions.is_empty() || !(unasked || self.reason.is_empty())
+    }
+}
+
 /// `/status` of a node's `proxy` module.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -87,16 +98,34 @@ pub struct Version {
 pub struct Certificate {
     pub identity: String,
     /// The leaf first; empty where there is none yet.
-    pub cert_chain: Vec<Leaf>,
+    pub cert_chain: Vec<Link>,
     pub last_error: Option<String>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+impl Certificate {
+    pub fn leaf(&self) -> Option<Leaf> {
+        let first = self.cert_chain.first()?;
+        Some(Leaf {
+            valid_from: first.valid_from?,
+            expiration_time: first.expiration_time?,
+            generation: first.generation,
+        })
+    }
+}
+
+/// One certificate of a chain. Of those above the leaf only the text may be told.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Link {
+    pub valid_from: Option<When>,
+    pub expiration_time: Option<When>,
+    pub generation: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
 pub struct Leaf {
     pub valid_from: When,
     pub expiration_time: When,
-    #[serde(default)]
     pub generation: u64,
 }
 
@@ -113,8 +142,6 @@ pub struct PodState {
 #[serde(default, rename_all = "camelCase")]
 pub struct ProxyFacts {
     pub bundle: Bundle,
-    /// The program's own certificate.
-    pub program: Option<Leaf>,
     /// What it is not ready for, one sentence each.
     pub waiting_for: Vec<String>,
 }

@@ -276,7 +276,7 @@ fn certificate(ends: &Ends<'_>, source: &Workload) -> Result<(), String> {
         .iter()
         .find(|one| one.identity == identity);
     match held {
-        Some(held) if !held.cert_chain.is_empty() => Ok(()),
+        Some(held) if held.leaf().is_some() => Ok(()),
         Some(held) => Err(held
             .last_error
             .clone()

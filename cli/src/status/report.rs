@@ -132,13 +132,8 @@ impl Filter {
             .as_ref()
             .is_none_or(|one| *one == workload.namespace)
             && self.pod.as_ref().is_none_or(|one| *one == workload.name);
-        named && (self.all || is_concerned(workload))
+        named && (self.all || workload.is_asked_for())
     }
-}
-
-/// Somebody asked for it to be enrolled, or something about it is to be told.
-fn is_concerned(workload: &ControllerWorkload) -> bool {
-    workload.stage != "none" || !workload.reason.is_empty() || !workload.conditions.is_empty()
 }
 
 pub fn report(installation: &Installation, filter: &Filter, now: SystemTime) -> Report {
@@ -163,7 +158,7 @@ pub fn report(installation: &Installation, filter: &Filter, now: SystemTime) -> 
 fn summary(controller: &ControllerPage) -> Summary {
     let mut summary = Summary::default();
     for workload in &controller.workloads {
-        if is_concerned(workload) {
+        if workload.is_asked_for() {
             *summary.stages.entry(workload.stage.clone()).or_default() += 1;
         } else {
             summary.not_enrolled += 1;
@@ -180,7 +175,7 @@ pub fn reserve(
     let leaves = proxies.iter().flat_map(|(node, page)| {
         let certificates = page.iter().flat_map(|page| &page.certificates);
         certificates.filter_map(move |certificate| {
-            let leaf = certificate.cert_chain.first()?;
+            let leaf = certificate.leaf()?;
             Some((leaf.expiration_time, &certificate.identity, node))
         })
     });
@@ -292,7 +287,7 @@ fn certificate<'a>(page: &'a ProxyPage, identity: &str) -> Option<&'a Certificat
 }
 
 fn held(certificate: &Certificate, now: SystemTime) -> Option<Held> {
-    let leaf = certificate.cert_chain.first()?;
+    let leaf = certificate.leaf()?;
     let seconds = |duration: Duration| duration.as_secs();
     Some(Held {
         age_seconds: seconds(leaf.valid_from.since(now)),

@@ -29,7 +29,7 @@ fn controller() -> ControllerPage {
         "workloads": [
             workload("shop", "web", "n1", "mandatory", ""),
             workload("shop", "new", "n2", "wanted", "proxy on n2: has not reported"),
-            workload("legacy", "old", "n1", "none", ""),
+            workload("legacy", "old", "n1", "none", "the namespace has no label io.cilium/mtls-enabled=true"),
             workload("shop", "out", "n1", "none", "opted out by its label"),
         ],
     }))
@@ -40,7 +40,7 @@ fn proxy(identity: &str, from: &str, until: &str) -> Value {
     json!({
         "version": { "version": "0.1.0" },
         "certificates": [{ "identity": identity, "certChain": [
-            { "validFrom": from, "expirationTime": until, "generation": 1 },
+            { "validFrom": from, "expirationTime": until, "generation": 1 }, { "pem": "the issuer's" },
         ] }, { "identity": "spiffe://cluster.local/ns/shop/sa/later", "certChain": [] }],
     })
 }
