@@ -214,9 +214,10 @@ impl Inbound {
 
     /// A place among the tunnels, and one among those in their handshakes.
     fn places(&self, peer: PeerAddr) -> Result<(OwnedSemaphorePermit, Handshaking), NoTunnel> {
+        let known = self.pod.state.view().by_address(peer.ip()).is_some();
         let share = self
             .shares
-            .take(peer.ip())
+            .take(peer.ip(), known)
             .ok_or(NoTunnel::Share { peer })?;
         let place = |bound: &Arc<Semaphore>| {
             let place = bound.clone().try_acquire_owned();

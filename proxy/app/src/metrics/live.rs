@@ -79,7 +79,7 @@ impl LiveConnections {
         Some(live.counters)
     }
 
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.lock().open.len()
     }
 

@@ -254,7 +254,7 @@ fn bytes_are_counted_while_the_connection_lives_and_once() {
     let counters = pod.close(id).unwrap();
     traffic.closed(&record(), &counters);
     assert!(pod.close(id).is_none());
-    assert_eq!(pod.len(), 0);
+    assert_eq!(pod.count(), 0);
     assert_eq!(value("istio_tcp_received_bytes_total"), 151);
     assert_eq!(value("istio_tcp_sent_bytes_total"), 5001);
     assert_eq!(value("istio_tcp_connections_closed_total"), 1);

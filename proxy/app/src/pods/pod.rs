@@ -96,7 +96,7 @@ impl Pod {
     }
 
     pub fn carried(&self) -> u32 {
-        u32::try_from(self.recorder.live().len()).unwrap_or(u32::MAX)
+        u32::try_from(self.recorder.live().count()).unwrap_or(u32::MAX)
     }
 
     /// At most `limit` of the open connections.
