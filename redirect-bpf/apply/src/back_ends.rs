@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::backend::{ApplyError, Backend, Observed, VerifyError};
+use crate::command::CommandError;
 use crate::connections::Connection;
 use crate::{Ebpf, Nftables};
 use podveil_bpf::{Node, NodeError};
@@ -9,6 +10,7 @@ use podveil_plan::{Capture, Fence, FenceChange};
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::fmt;
+use std::io;
 use std::path::Path;
 
 /// Which back end captures pods.
@@ -91,8 +93,17 @@ impl BackEnds {
         let Some(ebpf) = &self.ebpf else {
             return Ok(Owner::Nftables(&self.nftables));
         };
-        let is_ebpf = ebpf.owns(netns).await?
-            || (self.chosen == BackEnd::Ebpf && !self.nftables.has_table(netns).await?);
+        let has_table = async || match self.nftables.has_table(netns).await {
+            // Nobody has captured anything with a program that is not there.
+            Err(ApplyError::Command(CommandError::Io { source, .. }))
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                Ok(false)
+            }
+            found => found,
+        };
+        let is_ebpf =
+            ebpf.owns(netns).await? || (self.chosen == BackEnd::Ebpf && !has_table().await?);
         Ok(if is_ebpf {
             Owner::Ebpf(ebpf)
         } else {

@@ -9,10 +9,11 @@
 #[path = "netns/world.rs"]
 mod world;
 
-use podveil_apply::{Backend, Ebpf, Nftables, VerifyError};
+use podveil_apply::{BackEndChoice, BackEnds, Backend, Ebpf, Nftables, NodeError, VerifyError};
 use podveil_plan::{Capture, Fence, Phase};
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read};
+use std::path::Path;
 use world::{Family, Tested, World, both_ways, ended, original_dst, reset};
 
 /// Every rule below is held by every back end.
@@ -566,6 +567,53 @@ async fn a_rule_that_was_rewritten_is_noticed() {
             "{error}"
         );
     }
+}
+
+#[tokio::test]
+#[ignore = "netns"]
+async fn a_pod_stays_with_the_back_end_that_captured_it() {
+    let world = World::<Nftables>::new();
+    let (netns, fence) = (&world.pod, fence_of(&world));
+    let open = |choice| world.back_ends(choice);
+    let is_nftables = async || world.backend.has_table(netns).await.unwrap();
+    let before = world.everything();
+    open(BackEndChoice::Nftables)
+        .apply(netns, &CAPTURING(), &fence)
+        .await
+        .unwrap();
+    let both = open(BackEndChoice::Ebpf);
+    both.apply(netns, &CAPTURING(), &fence).await.unwrap();
+    both.verify(netns, &CAPTURING()).await.unwrap();
+    assert!(is_nftables().await);
+    both.remove(netns).await.unwrap();
+    both.apply(netns, &CAPTURING(), &fence).await.unwrap();
+    assert!(!is_nftables().await);
+    drop(both);
+    let both = open(BackEndChoice::Nftables);
+    assert!(both.owns(netns).await.unwrap());
+    both.verify(netns, &CAPTURING()).await.unwrap();
+    assert!(!is_nftables().await);
+    both.remove(netns).await.unwrap();
+    assert_eq!(world.everything(), before);
+    Ebpf::close(world.cgroup());
+}
+
+#[tokio::test]
+#[ignore = "netns"]
+async fn a_machine_without_ebpf_is_captured_by_nftables_if_that_is_left_open() {
+    let world = World::<Nftables>::new();
+    // No file system of any kind can be had here.
+    let nowhere = Path::new("/proc/podveil");
+    let open = |choice| BackEnds::open(choice, nowhere, world.cgroup().clone());
+    assert!(matches!(
+        open(BackEndChoice::Ebpf),
+        Err(NodeError::Folder { .. })
+    ));
+    let auto = open(BackEndChoice::Auto).unwrap();
+    auto.apply(&world.pod, &CAPTURING(), &fence_of(&world))
+        .await
+        .unwrap();
+    assert!(world.backend.has_table(&world.pod).await.unwrap());
 }
 
 async fn namespaces_come_and_go<B: Tested>() {

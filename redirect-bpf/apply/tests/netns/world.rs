@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Two namespaces and a veth between them, and sockets made in one or the other, in the proxy's cgroup or not.
 
-use podveil_apply::{Backend, Ebpf, Nftables, VerifyError};
+use podveil_apply::{BackEndChoice, BackEnds, Backend, Ebpf, Nftables, VerifyError};
 use podveil_netns::cgroup::CgroupPath;
 use podveil_netns::{NetNs, cgroup};
 use socket2::{Domain, Socket, Type};
@@ -317,6 +317,15 @@ impl<B: Tested> World<B> {
 
     pub fn proxy_connects_as(&self, source: IpAddr, to: (IpAddr, u16)) -> io::Result<TcpStream> {
         self.as_proxy(|| connect(&self.pod, Some(SocketAddr::new(source, 0)), to.into()))
+    }
+
+    pub fn cgroup(&self) -> &CgroupPath {
+        &self.cgroup
+    }
+
+    /// All back ends, with the same folder and cgroup.
+    pub fn back_ends(&self, choice: BackEndChoice) -> BackEnds {
+        BackEnds::open(choice, &pins(&self.cgroup), self.cgroup.clone()).unwrap()
     }
 
     /// A process that starts anew takes over.
