@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # What a person types. The work itself is in cargo and `cargo xtask`.
 
-.PHONY: help setup setup-codegen build demo test test-unit bench fuzz lint codegen docs
+.PHONY: help setup setup-codegen setup-cluster build demo demo-cluster test test-unit bench fuzz lint codegen docs
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -9,6 +9,9 @@ help: ## This list
 
 setup: ## Install the system packages that are missing (Debian)
 	@./xtask/setup.sh
+
+setup-cluster: ## The same, and what real Kubernetes on this machine needs
+	@./xtask/setup.sh cluster
 
 setup-codegen:
 	@./xtask/setup.sh codegen
@@ -19,7 +22,10 @@ build: setup ## Build all programs
 demo: build ## Two simulated nodes, pods, real programs, and what crosses the wire (root)
 	./target/debug/podveilctl demo $(DEMO)
 
-test: setup ## All tests, those in network namespaces included (root)
+demo-cluster: setup-cluster ## The whole journey on real Kubernetes: install, label, curl, uninstall (root, Go 1.26)
+	cargo xtask cluster demo
+
+test: setup-cluster ## All tests, those in network namespaces and on real Kubernetes included (root, Go 1.26)
 	cargo xtask test
 
 test-unit: setup ## The tests that need no privileges

@@ -26,6 +26,19 @@ esac
 # aws-lc's C sources include the system's headers.
 [ -e /usr/include/stdlib.h ] || missing="$missing libc6-dev"
 
+# `setup.sh cluster`: also what real Kubernetes on this machine needs (tests and demo-cluster).
+cluster() {
+    need conntrack conntrack
+    need mmdebstrap mmdebstrap
+    need runc runc
+    need unshare util-linux
+    # Debian's is too old; the tests name the version that is needed.
+    command -v go >/dev/null 2>&1 || echo "setup: Go is missing; the cluster tests need it (https://go.dev/doc/install)" >&2
+}
+case "${1:-}" in
+ci | cluster) cluster ;;
+esac
+
 if [ -n "$missing" ]; then
     if ! command -v apt-get >/dev/null 2>&1; then
         echo "setup: please install:$missing" >&2

@@ -35,6 +35,16 @@ pub struct Arguments {
     only: Vec<Name>,
 }
 
+impl Arguments {
+    /// All images, of the programs that tests run too.
+    pub fn dev() -> Self {
+        Self {
+            profile: Profile::Dev,
+            only: Vec::new(),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Eq, PartialEq, ValueEnum)]
 enum Profile {
     Dev,

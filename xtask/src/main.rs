@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod cluster;
 mod codegen;
 mod docs;
 mod fuzz;
@@ -27,6 +28,9 @@ struct Arguments {
 enum Command {
     /// Raw TCP, the plain path and the HBONE path side by side, in network namespaces. Needs root.
     Bench(bench::Arguments),
+    /// Real Kubernetes on this machine, two nodes.
+    #[command(subcommand)]
+    Cluster(cluster::Action),
     /// Generate Rust from the .proto files; with --check only compare with what is committed.
     Codegen {
         #[arg(long)]
@@ -53,6 +57,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Cluster(action) => cluster::run(&action),
         Command::Codegen { check } => codegen::run(check),
         Command::Docs { check } => docs::run(check),
         Command::Fuzz(arguments) => fuzz::run(&arguments),

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Tests by what they need: nothing, or root and network namespaces.
+//! Tests by what they need: nothing, or root and network namespaces, or real Kubernetes on this machine too.
 
-use crate::workspace;
+use crate::{image, workspace};
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
+use std::path::Path;
 use std::process::Command;
 
 #[derive(Clone, Copy, Eq, PartialEq, ValueEnum)]
 pub enum Which {
     All,
-    /// Those marked `#[ignore = "netns"]`: root, real namespaces, the real programs.
+    /// Those marked `#[ignore = "netns"]` or `#[ignore = "cluster"]`: root, real namespaces, the real programs, Kubernetes.
     Netns,
     /// Those that need no privileges.
     Unit,
@@ -28,14 +29,17 @@ pub fn run(which: Which, filter: Option<&str>) -> anyhow::Result<()> {
 }
 
 fn privileged(filter: Option<&str>) -> anyhow::Result<()> {
-    let missing = podveil_sim::missing_tools();
+    let missing = podveil_cluster::missing_programs();
     ensure!(
         missing.is_empty(),
-        "the tests in network namespaces cannot run: {}",
+        "the tests in network namespaces and on a cluster cannot run: {}",
         missing.join("; ")
     );
-    let before = namespaces()?;
+    // Nothing is skipped: without Go this says so, and ends.
+    podveil_cluster::tools::ensure().context("building Kubernetes for the cluster tests")?;
+    let before = things()?;
     cargo(&["build", "--workspace", "--bins"], None, &[])?;
+    image::run(&image::Arguments::dev())?;
     // One at a time: each has the machine's two cores and its clock to itself.
     cargo(
         &[
@@ -49,22 +53,35 @@ fn privileged(filter: Option<&str>) -> anyhow::Result<()> {
         filter,
         &["--ignored", "--test-threads=1"],
     )?;
-    let after = namespaces()?;
+    let after = things()?;
     let left: Vec<&String> = after.iter().filter(|name| !before.contains(name)).collect();
-    ensure!(
-        left.is_empty(),
-        "tests left network namespaces behind: {left:?}"
-    );
+    ensure!(left.is_empty(), "tests left something behind: {left:?}");
     Ok(())
 }
 
-fn namespaces() -> anyhow::Result<Vec<String>> {
-    let Ok(entries) = std::fs::read_dir("/run/netns") else {
-        return Ok(Vec::new());
-    };
-    entries
-        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-        .collect()
+/// What tests make and must remove: network namespaces, cgroups of clusters, folders of API servers and clusters.
+fn things() -> anyhow::Result<Vec<String>> {
+    let temporary = std::env::temp_dir();
+    let mut found = Vec::new();
+    for (folder, beginning) in [
+        (Path::new("/run/netns"), ""),
+        (Path::new("/sys/fs/cgroup/unified"), "bed"),
+        (Path::new("/sys/fs/cgroup"), "bed"),
+        (Path::new("/sys/class/net"), "bed"),
+        (&temporary, "podveil-"),
+    ] {
+        let Ok(entries) = std::fs::read_dir(folder) else {
+            continue;
+        };
+        for entry in entries {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with(beginning) {
+                found.push(path.display().to_string());
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn cargo(arguments: &[&str], filter: Option<&str>, test_arguments: &[&str]) -> anyhow::Result<()> {

@@ -2,7 +2,6 @@
 //! Two lies that must not work: a plain connection from an enrolled pod's address, and a tunnel with another pod's
 //! identity.
 
-use super::report::Report;
 use super::steps::access_log;
 use super::traffic::is_refused;
 use anyhow::{Context, bail};
@@ -15,7 +14,7 @@ use podveil_hbone::{ConnectRequest, Settings, StreamError, Tunnel};
 use podveil_identity::{ProgramIdentity, TrustDomain, WorkloadIdentity};
 use podveil_model::HBONE_PORT;
 use podveil_netns::NetNs;
-use podveil_sim::{APP_PORT, CONTROL_PLANE_ADDRESS, World, eventually, in_netns, run};
+use podveil_sim::{APP_PORT, CONTROL_PLANE_ADDRESS, Report, World, eventually, in_netns, run};
 use podveil_tls::Configs;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

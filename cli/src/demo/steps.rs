@@ -2,14 +2,14 @@
 //! The eight things that the demo shows, in order.
 
 use super::forgery;
-use super::report::Report;
+
 use super::traffic::{Download, Requests, is_refused};
 use crate::ca::{self, CaStatus};
 use crate::{rotate, runtime};
 use anyhow::{Context, ensure};
 use podveil_proto::podveil::ca::v1::RotationKind;
 use podveil_sim::{
-    APP_PORT, Capture, Captured, World, admin_socket, app::MARKER, eventually, http_get,
+    APP_PORT, Capture, Captured, Report, World, admin_socket, app::MARKER, eventually, http_get,
 };
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};

@@ -91,7 +91,7 @@ impl<'a> Podveil<'a> {
                 &format!("--selector=app.kubernetes.io/component=podveil-{program}"),
                 "--all-containers",
                 "--prefix",
-                "--tail=8",
+                "--tail=4",
             ]));
         }
         text

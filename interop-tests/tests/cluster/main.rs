@@ -1,6 +1,53 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Podveil on real Kubernetes: two nodes, the chart, the images of this checkout.
 
-mod journey;
 mod operations;
 mod strict;
+
+use anyhow::ensure;
+use podveil_cluster::podveil::{Podveil, checkout_of_test};
+use podveil_cluster::{Cluster, journey};
+
+/// All on one cluster, since it takes longer to stand than to walk on; each part has namespaces of its own.
+#[test]
+#[ignore = "cluster"]
+fn podveil_on_a_cluster() -> anyhow::Result<()> {
+    let checkout = checkout_of_test()?;
+    let cluster = Cluster::up(&checkout.podveilctl)?;
+    let mut failed = Vec::new();
+    let mut report = |promise: &str, outcome: anyhow::Result<String>| {
+        match outcome {
+            Ok(seen) => println!("holds: {promise}: {seen}"),
+            Err(error) => {
+                println!("does NOT hold: {promise}: {error:#}");
+                failed.push(promise.to_owned());
+            }
+        }
+        Ok(())
+    };
+    journey::walk(&cluster, &checkout, &mut report)?;
+    let podveil = Podveil::install(&cluster, &checkout, &[])?;
+    for (promise, test) in [
+        (
+            "strict refuses everybody without identity but the kubelet",
+            strict::strict_refuses_everybody_without_identity_but_the_kubelet
+                as fn(&Podveil<'_>) -> anyhow::Result<()>,
+        ),
+        (
+            "a rollout and a root rotation fail no request",
+            operations::a_rollout_and_a_root_rotation_fail_no_request,
+        ),
+    ] {
+        report(promise, test(&podveil).map(|()| String::new()))?;
+    }
+    report(
+        "helm uninstall",
+        podveil.uninstall().map(|()| String::new()),
+    )?;
+    ensure!(
+        failed.is_empty(),
+        "{} do not hold: {failed:?}",
+        failed.len()
+    );
+    Ok(())
+}

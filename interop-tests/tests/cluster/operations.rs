@@ -2,38 +2,34 @@
 //! What an operator does on a running cluster, under load.
 
 use anyhow::Context;
-use podveil_cluster::podveil::{Podveil, checkout_of_test, deployment, pod};
-use podveil_cluster::{Cluster, Load};
+use podveil_cluster::Load;
+use podveil_cluster::podveil::{Podveil, deployment, pod};
 use std::time::Duration;
 
 const SETTLE: Duration = Duration::from_secs(60);
 
-#[test]
-#[ignore = "cluster"]
-fn a_rollout_and_a_root_rotation_fail_no_request() -> anyhow::Result<()> {
-    let checkout = checkout_of_test()?;
-    let cluster = Cluster::up(&checkout.podveilctl)?;
-    let podveil = Podveil::install(&cluster, &checkout, &[])?;
+pub fn a_rollout_and_a_root_rotation_fail_no_request(podveil: &Podveil<'_>) -> anyhow::Result<()> {
+    let cluster = podveil.cluster;
     cluster.apply(&format!(
-        "apiVersion: v1\nkind: Namespace\nmetadata: {{ name: shop }}\n---\n{}{}",
-        pod("shop", "client", "node-1"),
-        deployment("shop", "web", 2)
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{ name: market }}\n---\n{}{}",
+        pod("market", "client", "node-1"),
+        deployment("market", "web", 2)
     ))?;
-    cluster.wait_for_pods("shop")?;
-    podveil.label("shop", true)?;
-    podveil.wait_for_stage("shop", "mandatory", SETTLE)?;
-    let url = "http://web-service.shop/";
+    cluster.wait_for_pods("market")?;
+    podveil.label("market", true)?;
+    podveil.wait_for_stage("market", "mandatory", SETTLE)?;
+    let url = "http://web-service.market/";
 
-    let load = Load::start(&cluster, "shop", "client", &[url])?;
+    let load = Load::start(cluster, "market", "client", &[url])?;
     for command in [["rollout", "restart"], ["rollout", "status"]] {
-        cluster.kubectl(&[&command[..], &["deployment/web", "--namespace=shop"]].concat())?;
+        cluster.kubectl(&[&command[..], &["deployment/web", "--namespace=market"]].concat())?;
     }
     println!(
         "a rollout: {}",
         load.finish().context("while web was rolled out")?
     );
 
-    let load = Load::start(&cluster, "shop", "client", &[url])?;
+    let load = Load::start(cluster, "market", "client", &[url])?;
     podveil
         .ctl(&["rotate", "root"])
         .context("podveilctl rotate root")?;

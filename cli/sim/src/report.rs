@@ -3,7 +3,8 @@ use anyhow::bail;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What has been shown so far: one line each, checked or crossed.
+/// What a demo has shown so far: one line each, checked or crossed.
+#[derive(Debug)]
 pub struct Report {
     held: usize,
     failed: usize,
