@@ -4,6 +4,7 @@
 {{- define "podveil.config.node" -}}
 trust_domain: {{ .Values.trustDomain | quote }}
 xds_address: {{ include "podveil.address" (list . "podveil-controller" 15010) }}
+reports_address: {{ include "podveil.address" (list . "podveil-controller-replicas" 15010) }}
 ca_address: {{ include "podveil.address" (list . "podveil-ca" 15012) }}
 token: /var/run/secrets/podveil/token
 bootstrap_bundle: /etc/podveil/bundle.pem
