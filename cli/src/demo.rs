@@ -2,13 +2,11 @@
 //! `podveilctl demo`: the promises of first light, shown on this machine with the real programs.
 
 mod forgery;
-
 mod steps;
 mod traffic;
 
 use anyhow::Context;
 use podveil_sim::{Binaries, NodeSettings, Report, World, missing_tools};
-
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -2,7 +2,6 @@
 //! The eight things that the demo shows, in order.
 
 use super::forgery;
-
 use super::traffic::{Download, Requests, is_refused};
 use crate::ca::{self, CaStatus};
 use crate::{rotate, runtime};
