@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The other processes of the node: an agent and a holder of listeners, over real sockets in a folder of their own.
 
+use podveil_model::INBOUND_PORT;
 use podveil_netns::seqpacket::{Connection, Listener};
 use podveil_node::config::NodeConfig;
 use podveil_proto::istio::workload::zds as wire;
@@ -8,9 +9,10 @@ use podveil_proto::podveil::node::v1 as node;
 use prost::Message;
 use std::fs::File;
 use std::io::Read;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
 use wire::workload_request::Payload;
@@ -125,8 +127,16 @@ pub struct Held {
 
 impl Held {
     pub fn new() -> Arc<Self> {
-        let sockets = std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").unwrap());
-        Arc::new(Self { sockets })
+        let any = || TcpListener::bind("127.0.0.1:0").unwrap();
+        // On the real port, by which a socket that was given to the listener is told from one that dialled it; an address
+        // for each test.
+        static NEXT: AtomicU8 = AtomicU8::new(1);
+        let [.., high, low] = std::process::id().to_be_bytes();
+        let own = Ipv4Addr::new(127, high | 1, low, NEXT.fetch_add(1, Ordering::Relaxed));
+        let plain = TcpListener::bind((own, INBOUND_PORT)).unwrap();
+        Arc::new(Self {
+            sockets: [any(), plain, any()],
+        })
     }
 
     pub fn plain(&self) -> SocketAddr {
