@@ -6,6 +6,7 @@ use crate::kinds::Tables;
 use crate::services::ServiceObject;
 use crate::source::{KubeOptions, Scope};
 use crate::table::{Fault, Kept, Table};
+use ipnet::IpNet;
 use podveil_source::{Cluster, Node, Ranges, ServiceEntry};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -52,7 +53,7 @@ impl Join {
             version: tables.version,
             trust_domain: self.options.trust_domain.clone(),
             ranges: ranges(tables),
-            plain_outbound: Vec::new(),
+            plain_outbound: plain_outbound(tables.services.values().map(Arc::as_ref)),
             released: tables.markers.values().map(|marker| marker.version).max(),
             nodes: tables
                 .nodes
@@ -159,6 +160,17 @@ fn ranges(tables: &Tables) -> Option<Ranges> {
     })
 }
 
+/// What strict workloads reach in plain, since neither can be enrolled: the cluster's names and the API server. Both
+/// have one well-known name in every cluster (Kubernetes DNS-Based Service Discovery; `default/kubernetes`).
+fn plain_outbound<'a>(services: impl Iterator<Item = &'a ServiceObject>) -> Vec<IpNet> {
+    const REACHED: [(&str, &str); 2] = [("default", "kubernetes"), ("kube-system", "kube-dns")];
+    services
+        .filter(|service| REACHED.contains(&(service.namespace.as_str(), &*service.name)))
+        .flat_map(|service| &service.cluster_addresses)
+        .map(|ip| IpNet::from(*ip))
+        .collect()
+}
+
 /// The newest fault of any watch; those that have recovered are forgotten.
 pub(crate) fn fault(tables: &mut Tables) -> Option<Arc<str>> {
     [
@@ -186,4 +198,34 @@ fn current<V: Kept>(table: &mut Table<V>) -> Option<Fault> {
         table.fault = None;
     }
     table.fault.clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::services;
+    use k8s_openapi::api::core::v1::Service;
+
+    #[test]
+    fn strict_workloads_reach_the_api_server_and_names_and_no_other_service() {
+        let services: Vec<ServiceObject> = [
+            ("default", "kubernetes", "10.96.0.1"),
+            ("kube-system", "kube-dns", "10.96.0.10"),
+            ("kube-system", "metrics", "10.96.0.11"),
+            ("shop", "kubernetes", "10.96.0.12"),
+        ]
+        .map(|(namespace, name, ip)| {
+            let service: Service = serde_json::from_value(serde_json::json!({
+                "metadata": { "namespace": namespace, "name": name },
+                "spec": { "clusterIP": ip, "clusterIPs": [ip], "ports": [{ "port": 443 }] },
+            }))
+            .unwrap();
+            services::read(service).unwrap()
+        })
+        .into();
+        let expected: Vec<IpNet> = ["10.96.0.1/32", "10.96.0.10/32"]
+            .map(|range| range.parse().unwrap())
+            .into();
+        assert_eq!(plain_outbound(services.iter()), expected);
+    }
 }

@@ -63,34 +63,10 @@ impl Capture {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use podveil_identity::{TrustDomain, WorkloadIdentity};
-    use podveil_model::{Epoch, Health, Mode, Uid};
-    use std::collections::BTreeMap;
+    use std::sync::Arc;
 
     fn workload(stage: Stage) -> Workload {
-        Workload {
-            uid: Uid::from("u"),
-            name: "web".into(),
-            identity: WorkloadIdentity::new(TrustDomain::new("td").unwrap(), "shop", "web")
-                .unwrap(),
-            addresses: vec!["10.0.0.1".parse().unwrap()],
-            node: "n1".parse().unwrap(),
-            health: Health::Healthy,
-            host_network: false,
-            stage,
-            epoch: Epoch::default(),
-            mode: Mode::Permissive,
-            workload_name: "web".into(),
-            canonical_name: "web".into(),
-            canonical_revision: "".into(),
-            cluster: "".into(),
-            services: BTreeMap::new(),
-            policies: BTreeSet::new(),
-            exclude_outbound_ports: BTreeSet::new(),
-            exclude_inbound_ports: BTreeSet::new(),
-            plain_inbound_ports: BTreeSet::new(),
-            capacity: 1,
-        }
+        Arc::unwrap_or_clone(podveil_testing::workload("web").stage(stage).build())
     }
 
     #[test]
