@@ -255,7 +255,7 @@ impl Index {
             report
                 .workloads
                 .values()
-                .any(|workload| matches!(workload.condition, Condition::Pending | Condition::Ready))
+                .any(|workload| workload.condition != Condition::Released)
         };
         self.published > 0
             && self

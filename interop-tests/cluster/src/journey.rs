@@ -119,7 +119,7 @@ pub fn walk(cluster: &Cluster, checkout: &Checkout, line: &mut Line<'_>) -> anyh
     line("no request failed meanwhile", load.finish())?;
     line("pods reach each other as before", each_way(cluster))?;
     line(
-        "no rule, socket, file, pin, cgroup or object of ours is left, in any namespace",
+        "no rule, listener, pin or object of ours is left, in any namespace",
         leftovers(cluster).and_then(|left| {
             ensure!(left.is_empty(), "left: {}", left.join("; "));
             Ok(String::new())

@@ -178,8 +178,8 @@ impl<'a> Podveil<'a> {
     }
 }
 
-/// Everything of Podveil that is left: objects of the API, and on the nodes rules, sockets, files, pins and cgroups.
-/// Empty after an uninstall.
+/// Everything of Podveil that is left and acts: objects of the API, and on the nodes rules, listeners and pins. Empty after
+/// an uninstall.
 ///
 /// # Errors
 /// If the search itself fails.
