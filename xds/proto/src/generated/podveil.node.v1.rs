@@ -131,7 +131,7 @@ pub struct WorkloadReport {
     #[prost(message, optional, tag = "7")]
     pub epoch: ::core::option::Option<Epoch>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReportReceived {
     #[prost(uint64, tag = "1")]
     pub sequence: u64,
@@ -140,7 +140,7 @@ pub struct ReportReceived {
 }
 /// A node takes its configuration from one replica; another asks it: are all of these in use, with this epoch or a newer
 /// one? Each question replaces the one before. The node answers in a report, as soon as it is so.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Awaited {
     /// Grows.
     #[prost(uint64, tag = "1")]
