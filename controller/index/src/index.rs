@@ -249,7 +249,7 @@ impl Index {
         self.nodes.next_silence(now)
     }
 
-    /// Is no workload enrolled any more, and does no node that can be heard capture new connections?
+    /// Is no workload enrolled any more, and has every node that can be heard taken its rules out?
     pub fn has_let_go(&self, now: Instant) -> bool {
         let captures = |report: &Report| {
             report

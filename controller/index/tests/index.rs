@@ -599,5 +599,10 @@ fn it_has_let_go_when_nothing_is_enrolled_and_no_node_captures() {
         "the node still captures"
     );
     world.report("n1", Module::Redirect, &[("web", Condition::Releasing)]);
+    assert!(
+        !world.index.has_let_go(world.now),
+        "its rules stand until the last connection has ended"
+    );
+    world.report("n1", Module::Redirect, &[("web", Condition::Released)]);
     assert!(world.index.has_let_go(world.now));
 }

@@ -15,6 +15,8 @@ const SETTLE: Duration = Duration::from_secs(60);
 const SERVERS: [&str; 2] = ["http://near-service.shop/", "http://far-service.shop/"];
 /// TLS is seen on this port of pods, and nothing else that carries bytes.
 const HBONE_PORT: u16 = 15008;
+/// A connection that does not end by itself after its pod's release is ended soon, and the journey goes on.
+pub const VALUES: [&str; 1] = ["--set=node.redirect.releaseBound=20s"];
 
 /// Takes each line: what should hold, and what was seen or why it does not. Its error ends the journey.
 pub type Line<'a> = dyn FnMut(&str, anyhow::Result<String>) -> anyhow::Result<()> + 'a;
@@ -38,7 +40,7 @@ pub fn walk(cluster: &Cluster, checkout: &Checkout, line: &mut Line<'_>) -> anyh
         }),
     )?;
 
-    let podveil = match Podveil::install(cluster, checkout, &[]) {
+    let podveil = match Podveil::install(cluster, checkout, &VALUES) {
         Ok(podveil) => podveil,
         Err(error) => return line("helm install podveil charts/podveil", Err(error)),
     };

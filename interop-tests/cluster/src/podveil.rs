@@ -53,7 +53,7 @@ impl<'a> Podveil<'a> {
             "--create-namespace",
             "--set=image.pullPolicy=Never",
         ];
-        command.extend(values);
+        command.extend_from_slice(values);
         cluster.helm(&command)?;
         let podveil = Self {
             cluster,

@@ -26,7 +26,7 @@ fn podveil_on_a_cluster() -> anyhow::Result<()> {
         Ok(())
     };
     journey::walk(&cluster, &checkout, &mut report)?;
-    let podveil = Podveil::install(&cluster, &checkout, &[])?;
+    let podveil = Podveil::install(&cluster, &checkout, &journey::VALUES)?;
     for (promise, test) in [
         (
             "strict refuses everybody without identity but the kubelet",
