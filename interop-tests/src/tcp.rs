@@ -125,6 +125,20 @@ pub fn expect_reset(stream: &TcpStream) -> anyhow::Result<()> {
     }
 }
 
+/// A new connection is reset. On a busy machine the reset may come before `connect` has returned.
+///
+/// # Errors
+/// If it ends cleanly, or not at all, or cannot be tried.
+pub fn expect_connection_reset(from: &NetNs, to: SocketAddr) -> anyhow::Result<()> {
+    match connect(from, to) {
+        Ok(stream) => expect_reset(&stream),
+        Err(error) => match error.downcast_ref::<std::io::Error>() {
+            Some(refused) if refused.kind() == ErrorKind::ConnectionReset => Ok(()),
+            _ => Err(error),
+        },
+    }
+}
+
 /// Closes with a reset.
 ///
 /// # Errors

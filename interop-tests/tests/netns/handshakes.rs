@@ -38,8 +38,7 @@ const BOUND: Duration = Duration::from_secs(10);
 
 fn expect_reset_in_time(mesh: &Mesh) -> anyhow::Result<()> {
     let began = Instant::now();
-    let client = tcp::connect(mesh.netns("client"), mesh.address("far", PORT))?;
-    tcp::expect_reset(&client)?;
+    tcp::expect_connection_reset(mesh.netns("client"), mesh.address("far", PORT))?;
     ensure!(
         began.elapsed() < BOUND,
         "the reset came after {:?}",

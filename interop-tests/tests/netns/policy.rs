@@ -25,8 +25,8 @@ fn policy_decides_on_the_original_port_and_while_the_connection_lives() -> anyho
     tcp::expect_reset(&server)?;
     tcp::send(&other, 1000)?;
     tcp::receive(&other_server, 1000).context("a connection of another identity")?;
-    let refused = tcp::connect(mesh.netns("client"), mesh.address("far", PORT))?;
-    tcp::expect_reset(&refused).context("a new connection")?;
+    tcp::expect_connection_reset(mesh.netns("client"), mesh.address("far", PORT))
+        .context("a new connection")?;
     http_get(&mesh.pod("client").net, mesh.v4("far"), APP_PORT, "/").context("another port")?;
     let log = mesh.sandbox.folder().join("n2-proxy.log");
     eventually(SETTLE, "the access log names the rule", || {
