@@ -12,7 +12,8 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-/// Capture by NAT in `inet podveil`, IPv4 and IPv6 (Linux 5.13 or newer, nft 1.0 or newer).
+/// Capture by NAT in `inet podveil`, IPv4 and IPv6 (Linux 5.13 or newer with `CONFIG_NF_CONNTRACK_TIMEOUT`, nft 1.0 or
+/// newer).
 ///
 /// What the kernel was seen to do (6.18; `tests/netns.rs` shows each), and what follows from it:
 ///
@@ -28,6 +29,8 @@ use std::net::{IpAddr, SocketAddr};
 ///   packet got, by the listeners' ports, and by being a reset.
 /// - Conntrack knows nothing of what happens while no table stands, so that its entries of then are stale later: see
 ///   `conntrack.rs`.
+/// - Conntrack forgets a connection of which one direction has ended after a minute or two of silence; what comes then is
+///   neither translated nor marked. `ct timeout` gives it as long as an open one.
 /// - `reject` in prerouting answers on the connection's own conntrack entry, and its reset passes `fence_out`.
 /// - To an unconnected port the kernel answers the proxy with a reset over `lo`, because that answer too is a reply of a
 ///   connection marked [`podveil_plan::MARK`]. A mark on the accepted socket alone would lose it.

@@ -32,6 +32,14 @@ const SETS: [(&str, &str); 6] = [
     ),
 ];
 pub const COUNTERS: [&str; 3] = ["fence_out", "fence_in", "lost_reply"];
+/// How long conntrack keeps a connection of which one direction has ended, in seconds: as long as the kernel keeps an open
+/// one (five days). The proxy holds one of the ends, so that it is a socket that ends it, not a clock. The kernel's own
+/// minute or two would lose the answer to a request that ended with a FIN and takes longer.
+const HALF_CLOSED_SECONDS: u32 = 5 * 24 * 60 * 60;
+const HALF_CLOSED: [(&str, &str, &str); 2] = [
+    ("half_closed4", "ip", "ipv4"),
+    ("half_closed6", "ip6", "ipv6"),
+];
 /// A SYN that opens a connection; everything else belongs to one that is older than the rule that looks at it.
 const SYN: &str = "tcp flags & (fin|syn|rst|ack) == syn";
 
@@ -87,6 +95,20 @@ impl Chain {
         )
     }
 
+    /// Conntrack takes a timeout with a connection's first packet only.
+    fn half_closed(self) -> Self {
+        HALF_CLOSED
+            .into_iter()
+            .fold(self, |chain, (name, _, nfproto)| {
+                chain.rule(
+                format!(
+                    "meta l4proto tcp ct state new meta nfproto {nfproto} ct timeout set \"{name}\""
+                ),
+                name,
+            )
+            })
+    }
+
     #[cfg(test)]
     fn comments(&self) -> impl Iterator<Item = &'static str> {
         self.rules.iter().map(|rule| rule.comment)
@@ -101,7 +123,8 @@ pub fn chains(capture: &Capture, cgroup: &CgroupPath, fenced: bool) -> Vec<Chain
         Chain::new("clean_marks", "type filter hook prerouting priority -150").rule(
             format!("iifname != \"lo\" meta mark & {MARK_MASK:#x} == {MARK:#x} meta mark set 0x0"),
             "a mark that came in proves nothing",
-        ),
+        )
+        .half_closed(),
         Chain::new("own_connections", "type filter hook output priority -160")
             .rule(
                 format!(
@@ -114,7 +137,8 @@ pub fn chains(capture: &Capture, cgroup: &CgroupPath, fenced: bool) -> Vec<Chain
                     "meta l4proto tcp ct state new oifname != \"lo\" {proxy} ct mark set {OWN_MARK:#x}"
                 ),
                 "proxy to peers",
-            ),
+            )
+            .half_closed(),
         Chain::new("local_replies", "type route hook output priority -150").rule(
             format!("meta l4proto tcp ct mark {MARK:#x} ct direction reply meta mark set {MARK:#x}"),
             "application to proxy, whatever client address was kept",
@@ -257,6 +281,12 @@ pub fn script(chains: &[Chain], cgroup: &CgroupPath) -> String {
     }
     for name in COUNTERS {
         let _ = writeln!(script, "\tcounter {name} {{\n\t}}");
+    }
+    for (name, l3proto, _) in HALF_CLOSED {
+        let _ = writeln!(
+            script,
+            "\tct timeout {name} {{\n\t\tprotocol tcp\n\t\tl3proto {l3proto}\n\t\tpolicy = {{ fin_wait : {HALF_CLOSED_SECONDS}, close_wait : {HALF_CLOSED_SECONDS} }}\n\t}}"
+        );
     }
     // Declared even if not wanted, so that the deletion below always finds them.
     let unwanted: Vec<&str> = FENCE_CHAINS

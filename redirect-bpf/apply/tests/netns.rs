@@ -12,8 +12,9 @@ mod world;
 use podveil_apply::{BackEndChoice, BackEnds, Backend, Ebpf, Nftables, NodeError, VerifyError};
 use podveil_plan::{Capture, Fence, Phase};
 use std::collections::BTreeSet;
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
+use std::time::Duration;
 use world::{Family, Tested, World, both_ways, ended, original_dst, reset};
 
 /// Every rule below is held by every back end.
@@ -48,6 +49,7 @@ on_every_back_end! {
     capture_outlasts_the_process_that_made_it,
     an_applications_mark_proves_nothing,
     a_port_in_time_wait_is_captured_again,
+    a_half_closed_connection_waits_as_long_as_its_ends_do,
     syn_cookies_change_nothing,
     a_second_interface_is_captured_too,
     fast_open_changes_nothing,
@@ -460,6 +462,57 @@ async fn a_port_in_time_wait_is_captured_again<B: Tested>() {
             ended(accepted, client);
         }
         assert!(application.is_idle());
+    }
+}
+
+/// A request that ends with a FIN and is answered when the work is done: conntrack forgets such a connection after one
+/// minute unless it is told otherwise, and what comes then has neither translation nor mark.
+async fn a_half_closed_connection_waits_as_long_as_its_ends_do<B: Tested>() {
+    let world = World::<B>::new();
+    for state in ["fin_wait", "close_wait", "last_ack"] {
+        world.sysctl(&format!("net.netfilter.nf_conntrack_tcp_timeout_{state}=1"));
+    }
+    world
+        .backend
+        .apply(&world.pod, &CAPTURING(), &Fence::default())
+        .await
+        .unwrap();
+    let mut waiting = Vec::new();
+    for family in Family::BOTH {
+        let (pod, peer) = (world.pod_ip(family), world.peer_ip(family));
+        let outbound = world.proxy_listens(family, 15001);
+        let inbound = world.proxy_listens(family, 15006);
+        let application = world.app_listens(family, 8080);
+        let captured_out = world.app_connects((peer, 8080)).unwrap();
+        let captured_in = world.peer_connects((pod, 8080)).unwrap();
+        let hop = world.proxy_connects_as(peer, (pod, 8080)).unwrap();
+        for (client, server) in [
+            (captured_out, outbound.accept()),
+            (captured_in, inbound.accept()),
+            (hop, application.accept()),
+        ] {
+            both_ways(&client, &server);
+            waiting.push((client, server));
+        }
+        let hop = world.proxy_connects_as(peer, (pod, 8080)).unwrap();
+        let server = application.accept();
+        both_ways(&hop, &server);
+        // The other end first.
+        waiting.push((server, hop));
+    }
+    for (first, second) in &waiting {
+        first.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!((&*second).read(&mut [0]).unwrap(), 0);
+    }
+    // Time itself is what this rule is about.
+    std::thread::sleep(Duration::from_millis(1500));
+    for (first, second) in &waiting {
+        let mut second = second;
+        second.write_all(b"done").unwrap();
+        second.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        (&*first).read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "done");
     }
 }
 
