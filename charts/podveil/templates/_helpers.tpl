@@ -112,6 +112,16 @@ priorityClassName: podveil-{{ index . 1 }}
   valueFrom: { fieldRef: { fieldPath: metadata.namespace } }
 {{- end }}
 
+{{- /* And what each program of a node gets too; a variable may name those before it. */ -}}
+{{- define "podveil.nodeEnv" -}}
+{{ include "podveil.env" . }}
+- name: NODE_NAME
+  valueFrom: { fieldRef: { fieldPath: spec.nodeName } }
+{{- with .Values.node.cgroup }}
+- { name: PODVEIL_CGROUP, value: {{ . | quote }} }
+{{- end }}
+{{- end }}
+
 {{- /* host:port of one of our services. Call: (list . "podveil-ca" 15012). */ -}}
 {{- define "podveil.address" -}}
 {{ index . 1 }}.{{ (index . 0).Release.Namespace }}.svc:{{ index . 2 }}

@@ -145,6 +145,11 @@ impl Cluster {
         self.folder.path()
     }
 
+    /// The name of the cgroup folder that Podveil's programs share on each node, as the chart takes it: no other cluster's.
+    pub fn cgroup(&self) -> String {
+        format!("bed{}-podveil-$(NODE_NAME)", self.folder.number)
+    }
+
     /// # Errors
     /// With what kubectl wrote to standard error, if it fails.
     pub fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<String> {

@@ -53,6 +53,11 @@ impl<'a> Podveil<'a> {
             "--create-namespace",
             "--set=image.pullPolicy=Never",
         ];
+        let cgroup = format!("--set=node.cgroup={}", cluster.cgroup());
+        if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+            // With cgroup v1 the folder lies beside those of other clusters' nodes of the same name.
+            command.push(&cgroup);
+        }
         command.extend_from_slice(values);
         cluster.helm(&command)?;
         let podveil = Self {

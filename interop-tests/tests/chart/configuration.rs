@@ -94,11 +94,13 @@ fn values_arrive_in_the_programs() -> anyhow::Result<()> {
         "ca": { "leafTtl": "12h", "rotation": { "timeout": "90s" } },
         "node": {
             "terminationGracePeriodSeconds": 65,
+            "cgroup": "mine-$(NODE_NAME)",
             "proxy": { "holdBound": "3s", "maxConnectionsPerPod": 1_000_000, "workerThreads": 3 },
             "redirect": { "releaseBound": "1m" },
         },
     });
-    let files = Files::new("chart-values", &render(&values)?)?;
+    let objects = render(&values)?;
+    let files = Files::new("chart-values", &objects)?;
     let proxy = files.node("node-proxy.yaml")?;
     ensure!(proxy.trust_domain.to_string() == "shop.example");
     ensure!(proxy.proxy.hold_bound.0 == Duration::from_secs(3));
@@ -107,6 +109,21 @@ fn values_arrive_in_the_programs() -> anyhow::Result<()> {
     ensure!(proxy.worker_threads == Some(3));
     let redirect = files.node("node-redirect.yaml")?;
     ensure!(redirect.redirect.release_bound.0 == Duration::from_secs(60));
+    let node = &find(&objects, "DaemonSet", "podveil-node")?["spec"]["template"]["spec"];
+    for container in ["proxy", "redirect"] {
+        let environment = &named(&node["containers"], container)?["env"];
+        // The kubelet puts in what stands before it.
+        let place = |name: &str| {
+            items(environment)
+                .iter()
+                .position(|one| one["name"] == name)
+        };
+        ensure!(named(environment, "PODVEIL_CGROUP")?["value"] == "mine-$(NODE_NAME)");
+        ensure!(
+            place("NODE_NAME") < place("PODVEIL_CGROUP"),
+            "{environment}"
+        );
+    }
     ensure!(files.controller()?.trust_domain == "shop.example");
     let ca = files.ca()?;
     ensure!(ca.trust_domain == "shop.example");

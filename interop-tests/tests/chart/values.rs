@@ -57,6 +57,26 @@ fn a_wrong_value_is_refused_by_its_path() -> anyhow::Result<()> {
             json!({ "ca": { "resources": { "limits": { "memory": "lots" } } } }),
             "/ca/resources/limits/memory",
         ),
+        (json!({ "image": { "prefix": "a/" } }), "/image/prefix"),
+        (json!({ "log": { "level": "loud" } }), "/log/level"),
+        (json!({ "node": null }), "missing property 'node'"),
+        (json!({ "node": { "cgroup": "../x" } }), "/node/cgroup"),
+        (
+            json!({ "node": { "nodeSelector": { "a": true } } }),
+            "/node/nodeSelector/a",
+        ),
+        (
+            json!({ "node": { "redirect": { "backEnd": "iptables" } } }),
+            "/node/redirect/backEnd",
+        ),
+        (
+            json!({ "ca": { "rotation": { "timeout": "-1s" } } }),
+            "/ca/rotation/timeout",
+        ),
+        (
+            json!({ "controller": { "replicas": 1000 } }),
+            "/controller/replicas",
+        ),
         (json!({ "trustDomain": "Shop.Example" }), "/trustDomain"),
         (json!({ "trustDomain": null }), "trustDomain"),
     ] {
@@ -66,6 +86,41 @@ fn a_wrong_value_is_refused_by_its_path() -> anyhow::Result<()> {
         };
         ensure!(error.contains(path), "{values}: {error}");
     }
+    Ok(())
+}
+
+#[test]
+#[ignore = "cluster"]
+fn values_that_do_not_go_together_are_refused_with_the_reason() -> anyhow::Result<()> {
+    for (values, reason) in [
+        (
+            json!({ "ca": { "leafTtl": "59s" } }),
+            "ca.leafTtl is 59s: certificates of less than a minute",
+        ),
+        (
+            json!({ "ca": { "leafTtl": "721h" } }),
+            "ca.leafTtl is 721h, which is more than a third of ca.issuingTtl (2160h)",
+        ),
+        (
+            json!({ "ca": { "rootTtl": "2159h" } }),
+            "ca.issuingTtl is 2160h, which is more than ca.rootTtl (2159h)",
+        ),
+        (
+            json!({ "node": { "redirect": { "releaseBound": "240s" } } }),
+            "node.redirect.releaseBound is 240s, which is not below uninstall.timeout (4m)",
+        ),
+    ] {
+        let error = match render(&values) {
+            Ok(_) => bail!("{values} was taken"),
+            Err(error) => format!("{error:#}"),
+        };
+        ensure!(error.contains(reason), "{values}: {error}");
+    }
+    // At its limit each is taken.
+    render(&json!({
+        "ca": { "leafTtl": "60s", "issuingTtl": "180s", "rootTtl": "180s" },
+        "node": { "redirect": { "releaseBound": "239s" } },
+    }))?;
     Ok(())
 }
 
@@ -174,11 +229,20 @@ fn others(path: &[String], schema: &Value, default: &Value) -> anyhow::Result<Ve
         }
         "object" => json!({ "example.org/other": "yes" }),
         "string" => match schema["pattern"].as_str() {
-            Some(pattern) if pattern.ends_with("s|m|h)$") => json!("4242s"),
+            Some(pattern) if pattern.ends_with("s|m|h)$") => json!(longer(default)?),
+            Some(pattern) if pattern.contains("|debug|") => json!("trace"),
             _ => json!(format!("{}other", default.as_str().unwrap_or_default())),
         },
         other => bail!("{path:?} is a {other}"),
     }])
+}
+
+/// A little more than this duration, so that it still goes together with the others.
+fn longer(duration: &Value) -> anyhow::Result<String> {
+    let duration = duration.as_str().context("a duration")?;
+    let unit = duration.trim_start_matches(|c: char| c.is_ascii_digit());
+    let number: u64 = duration[..duration.len() - unit.len()].parse()?;
+    Ok(format!("{}{unit}", number + 1))
 }
 
 fn set(values: &mut Value, path: &[String], value: Value) {

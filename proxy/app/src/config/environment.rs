@@ -69,6 +69,10 @@ pub const OVERRIDES: &[Override] = &[
         variable: "PODVEIL_BACK_END",
         key: "redirect.back_end",
     },
+    Override {
+        variable: "PODVEIL_CGROUP",
+        key: "cgroup",
+    },
 ];
 
 /// Keys that people bring from the peers' `PROXY_CONFIG` and what they are called here.
