@@ -165,7 +165,13 @@ impl Controller {
             },
             stop.clone(),
         );
-        let reports = ReportService::server(publisher.clone(), events, awaited, stop.clone());
+        let reports = ReportService::server(
+            publisher.clone(),
+            events,
+            awaited,
+            source.cluster.clone(),
+            stop.clone(),
+        );
         let configs = server_configs(&credentials, Expected::AnyProgram, false);
         let serve = tonic::transport::Server::builder()
             .max_concurrent_streams(MAX_STREAMS)

@@ -8,6 +8,7 @@ use podveil_index::{Awaited, Condition, Held, Module, Report, WorkloadReport};
 use podveil_model::{Epoch, Stage, Uid};
 use podveil_proto::podveil::node::v1 as wire;
 use podveil_proto::podveil::node::v1::reports_server::{Reports, ReportsServer};
+use podveil_source::Cluster;
 use podveil_xds_server::Publisher;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,20 +32,26 @@ pub(crate) struct ReportService {
     publisher: Publisher,
     events: mpsc::Sender<Event>,
     awaited: watch::Receiver<Arc<Awaited>>,
+    cluster: ClusterState,
     stop: CancellationToken,
 }
+
+/// `None` until the source has told everything once.
+type ClusterState = watch::Receiver<Option<Arc<Cluster>>>;
 
 impl ReportService {
     pub(crate) fn server(
         publisher: Publisher,
         events: mpsc::Sender<Event>,
         awaited: watch::Receiver<Arc<Awaited>>,
+        cluster: ClusterState,
         stop: CancellationToken,
     ) -> ReportsServer<Self> {
         ReportsServer::new(Self {
             publisher,
             events,
             awaited,
+            cluster,
             stop,
         })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -68,6 +75,8 @@ impl Reports for ReportService {
             publisher: self.publisher.clone(),
             events: self.events.clone(),
             awaited: self.awaited.clone(),
+            cluster: self.cluster.clone(),
+            told: None,
             questions: Questions::default(),
             last: None,
         };
@@ -98,6 +107,9 @@ struct Stream {
     publisher: Publisher,
     events: mpsc::Sender<Event>,
     awaited: watch::Receiver<Arc<Awaited>>,
+    cluster: ClusterState,
+    /// Whether Podveil is being uninstalled, as this program was told.
+    told: Option<bool>,
     questions: Questions,
     last: Option<(Report, u64)>,
 }
@@ -117,6 +129,7 @@ impl Stream {
                 Ok(()) = self.awaited.changed() => {
                     self.questions.due();
                 }
+                Ok(()) = self.cluster.changed() => self.tell_of_uninstallation(received).await,
                 () = tokio::time::sleep_until(ask_at.unwrap_or_else(Instant::now)), if ask_at.is_some() => {
                     self.ask(received).await?;
                 }
@@ -145,14 +158,30 @@ impl Stream {
         }
         self.last = Some((report.clone(), sequence));
         self.report(module, report).await?;
-        // A program that no longer listens ends the stream by itself.
-        let _ = received
-            .send(Ok(wire::ReportReceived {
-                sequence,
-                awaited: None,
-            }))
-            .await;
+        self.answer(received, sequence, None).await;
         Ok(())
+    }
+
+    /// Every answer says as well whether Podveil is being uninstalled.
+    async fn answer(&mut self, received: &Answers, sequence: u64, awaited: Option<wire::Awaited>) {
+        self.told = is_uninstalling(&self.cluster);
+        let answer = wire::ReportReceived {
+            sequence,
+            awaited,
+            uninstalling: self.told,
+        };
+        // A program that no longer listens ends the stream by itself.
+        let _ = received.send(Ok(answer)).await;
+    }
+
+    /// At once, since it may be asked to end any moment; before its first report it is not asked anything.
+    async fn tell_of_uninstallation(&mut self, received: &Answers) {
+        self.cluster.mark_unchanged();
+        if let Some((_, sequence)) = self.last
+            && is_uninstalling(&self.cluster) != self.told
+        {
+            self.answer(received, sequence, None).await;
+        }
     }
 
     /// Asks for what is awaited, of a program that takes its configuration from another replica.
@@ -164,12 +193,7 @@ impl Stream {
         };
         match self.questions.next_question(&awaited) {
             Some(question) => {
-                let _ = received
-                    .send(Ok(wire::ReportReceived {
-                        sequence,
-                        awaited: Some(question),
-                    }))
-                    .await;
+                self.answer(received, sequence, Some(question)).await;
                 Ok(())
             }
             // There is nothing to ask for: it counts as having it.
@@ -235,6 +259,11 @@ impl Stream {
         // Without a keeper nobody counts streams any more.
         let _ = self.events.send(Event::Disconnected { node, module }).await;
     }
+}
+
+fn is_uninstalling(cluster: &ClusterState) -> Option<bool> {
+    let cluster = cluster.borrow();
+    cluster.as_ref().map(|cluster| cluster.released.is_some())
 }
 
 /// What a program that takes its configuration from another replica is asked, and has answered.
@@ -334,6 +363,7 @@ fn parse(report: wire::NodeReport, publisher: &Publisher) -> (Report, bool) {
         workloads,
         bundle_sequence: report.bundle_sequence,
         certificate_generation: report.certificate_generation,
+        uninstalling: report.uninstalling,
     };
     (report, applied.is_some())
 }

@@ -249,29 +249,23 @@ impl Index {
         self.nodes.next_silence(now)
     }
 
-    /// Is no workload enrolled any more, and has every node that can be heard taken its rules out?
+    /// Is no workload enrolled any more, has every node that can be heard taken its rules out, and do its programs know
+    /// that they are to leave nothing?
     pub fn has_let_go(&self, now: Instant) -> bool {
-        let captures = |report: &Report| {
-            report
-                .workloads
-                .values()
-                .any(|workload| workload.condition != Condition::Released)
+        let has_let_go = |module, report: &Report| {
+            let mut workloads = report.workloads.values();
+            report.uninstalling != Some(false)
+                && (module != Module::Redirect
+                    || workloads.all(|workload| workload.condition == Condition::Released))
         };
         self.published > 0
             && self
                 .entries
                 .values()
                 .all(|entry| entry.enrolment.stage() == Stage::None)
-            && self
-                .nodes
-                .heard(now)
-                .filter(|((_, module), _)| *module == Module::Redirect)
-                .all(|(_, program)| {
-                    program
-                        .report
-                        .as_ref()
-                        .is_none_or(|report| !captures(report))
-                })
+            && self.nodes.heard(now).all(|((_, module), program)| {
+                (program.report.as_ref()).is_none_or(|report| has_let_go(*module, report))
+            })
     }
 
     /// What must outlive a restart.

@@ -38,6 +38,8 @@ pub struct Report {
     pub workloads: BTreeMap<Uid, WorkloadReport>,
     pub bundle_sequence: u64,
     pub certificate_generation: u64,
+    /// It will leave nothing on its node when it ends. `None`: it does not know of such a thing.
+    pub uninstalling: Option<bool>,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -4,7 +4,7 @@
 #[path = "index/world.rs"]
 mod world;
 
-use podveil_index::{Condition, Held, Index, Module, SILENCE, Saved, Start};
+use podveil_index::{Condition, Held, Index, Module, Report, SILENCE, Saved, Start};
 use podveil_model::{Epoch, Health, Mode, Stage};
 use std::time::Duration;
 use world::World;
@@ -605,4 +605,14 @@ fn it_has_let_go_when_nothing_is_enrolled_and_no_node_captures() {
     );
     world.report("n1", Module::Redirect, &[("web", Condition::Released)]);
     assert!(world.index.has_let_go(world.now));
+    // A program that has not heard of it would leave its folders behind.
+    for (knows, has_let_go) in [(false, false), (true, true)] {
+        let node = "n1".parse().unwrap();
+        let report = Report {
+            uninstalling: Some(knows),
+            ..Report::default()
+        };
+        world.index.report(world.now, &node, Module::Proxy, report);
+        assert_eq!(world.index.has_let_go(world.now), has_let_go);
+    }
 }

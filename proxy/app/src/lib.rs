@@ -21,6 +21,7 @@ pub mod process;
 pub mod proxy;
 mod recorder;
 pub mod redirect;
+mod remains;
 pub mod reports;
 #[cfg(test)]
 mod testing;

@@ -4,9 +4,16 @@
 //! Text: time, level, target, message, then `key=value`, joined by tabs and spaces. JSON: `level`, `time`, `scope`,
 //! `message`, then the fields. Text fields keep the order in which the code names them.
 
+mod queue;
+
+use crate::log::queue::Queue;
 use podveil_program::LogFormat;
+use prometheus::IntCounter;
 use serde_json::Value;
 use std::fmt::{self, Debug, Write};
+use std::io;
+use std::sync::{LazyLock, OnceLock};
+use std::time::Duration;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
@@ -15,21 +22,70 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// Installs the process's log on standard error; the level comes from `RUST_LOG` (`info` where it says nothing).
-/// A second call does nothing.
-pub fn init(format: LogFormat) {
+/// For the last lines at the program's end.
+const FLUSH_BOUND: Duration = Duration::from_secs(1);
+
+/// The process's log, of which there is one.
+static QUEUE: OnceLock<Queue> = OnceLock::new();
+
+static DROPPED: LazyLock<IntCounter> = LazyLock::new(|| {
+    let name = "podveil_log_lines_dropped_total";
+    let help = "Log lines dropped because standard error took them too slowly";
+    IntCounter::new(name, help).expect("a name that Prometheus takes")
+});
+
+/// Installs the process's log on standard error; the level comes from `RUST_LOG` (`info` where it says nothing). Whoever
+/// logs never waits: see [`dropped_lines`]. A second call does nothing.
+///
+/// # Errors
+/// When its thread cannot be started.
+pub fn init(format: LogFormat) -> io::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let queue = Queue::start(io::stderr(), DROPPED.clone(), move |missing| {
+        gap(format, missing)
+    })?;
     let lines = Lines {
         format,
         time: SystemTime,
     };
     let installed = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(queue.clone())
         .event_format(lines)
         .try_init();
-    if installed.is_err() {
-        tracing::debug!("the log is already installed");
+    match installed {
+        Ok(()) => drop(QUEUE.set(queue)),
+        Err(_) => tracing::debug!("the log is already installed"),
+    }
+    Ok(())
+}
+
+/// Waits until what was logged is written, at most for a second.
+pub fn flush() {
+    if let Some(queue) = QUEUE.get() {
+        queue.flush(FLUSH_BOUND);
+    }
+}
+
+/// Lines that were dropped since standard error took them too slowly.
+pub fn dropped_lines() -> IntCounter {
+    DROPPED.clone()
+}
+
+/// Stands in the log for lines that are missing there.
+fn gap(format: LogFormat, missing: u64) -> String {
+    let mut time = String::new();
+    if SystemTime.format_time(&mut Writer::new(&mut time)).is_err() {
+        time.clear();
+    }
+    let message = "log lines were dropped: standard error takes them too slowly";
+    match format {
+        LogFormat::Plain => {
+            format!("{time}\twarn\tpodveil_node::log\t{message}\tcount={missing}\n")
+        }
+        LogFormat::Json => format!(
+            "{{\"level\":\"warn\",\"time\":\"{time}\",\"scope\":\"podveil_node::log\",\"message\":\"{message}\",\"count\":{missing}}}\n"
+        ),
     }
 }
 
@@ -226,6 +282,21 @@ pub mod tests {
             let written = capture(format, || tracing::warn!(error, count = 3_u64, "broken"));
             assert!(written.ends_with(line), "{written}");
         }
+    }
+
+    #[test]
+    fn a_gap_is_told_as_a_line_like_any_other() {
+        let plain = gap(LogFormat::Plain, 7);
+        assert!(
+            plain.contains("Z\twarn\tpodveil_node::log\tlog lines were dropped"),
+            "{plain}"
+        );
+        assert!(plain.ends_with("\tcount=7\n"), "{plain}");
+        let object: Value = serde_json::from_str(&gap(LogFormat::Json, 7)).unwrap();
+        assert_eq!(
+            (&object["level"], &object["count"]),
+            (&"warn".into(), &7.into())
+        );
     }
 
     #[test]

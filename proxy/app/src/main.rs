@@ -29,14 +29,14 @@ struct Arguments {
 
 #[derive(Clone, Copy, Debug, Subcommand)]
 enum Command {
-    /// Take every rule, socket and cgroup of this node out again, then end.
+    /// Take every rule, socket, folder and cgroup of this node out again, then end.
     Teardown,
 }
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let config = NodeConfig::load(arguments.config.as_deref(), &ProcessEnvironment)?;
-    log::init(config.log);
+    log::init(config.log).context("the log cannot be written")?;
     forbid_core_dumps();
     let module = config.module()?;
     if module == Module::Redirect || arguments.command.is_some() {
@@ -58,6 +58,7 @@ fn main() -> anyhow::Result<()> {
     let result = runtime.block_on(run(config, module, arguments.command));
     // Nothing that still blocks may hold up the end.
     runtime.shutdown_background();
+    log::flush();
     result
 }
 

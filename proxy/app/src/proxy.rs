@@ -16,7 +16,7 @@
 //!
 //! On SIGTERM the agent is let go first, so that a successor may have it; then pods stop accepting and their
 //! connections are given the drain bound; everything else ends last, because connections under drain still need state
-//! and certificates.
+//! and certificates. Once Podveil is uninstalled and no pod is left, the process leaves nothing on its node.
 
 use crate::admin::Facts;
 use crate::config::{NodeConfig, ProxySection};
@@ -24,7 +24,7 @@ use crate::kubelet::NodeKubelet;
 use crate::metrics::{LiveWorkloads, NodeMetrics, ProcessMetrics, TrafficMetrics, XdsMetrics};
 use crate::pods::{ListenerSource, Pods, Shared};
 use crate::reports::Reporter;
-use crate::{prefetch, process, zds};
+use crate::{prefetch, process, remains, zds};
 use anyhow::Context;
 use podveil_ca_client::{
     Module, ProgramConfig, ProgramCredentials, WorkloadCertificates, WorkloadLimits, transport,
@@ -34,7 +34,7 @@ use podveil_inbound::{Kubelet, NoKubelet};
 use podveil_model::{Epoch, MeshConfig};
 use podveil_net::MARK;
 use podveil_program::http::{self, Routes};
-use podveil_reports::Replicas;
+use podveil_reports::{Controllers, Replicas};
 use podveil_state::{Limits, StateHandle, StateTask};
 use podveil_xds_client as xds;
 use prometheus::Registry;
@@ -104,6 +104,7 @@ pub struct Proxy {
     config: Arc<NodeConfig>,
     pods: Pods,
     endpoints: Endpoints,
+    uninstalling: watch::Receiver<bool>,
     tasks: TaskTracker,
     stop: CancellationToken,
     end: CancellationToken,
@@ -125,8 +126,23 @@ pub async fn run(config: NodeConfig, stop: CancellationToken) -> anyhow::Result<
     // Ends what must outlive the drain.
     let end = CancellationToken::new();
     let links = Links::start(&config, &end);
-    Proxy::start(config, links, stop, end).await?.run().await;
-    Ok(())
+    let (cgroup, program) = (config.cgroup()?, program(&config, Module::Proxy));
+    match Proxy::start(config, links, stop, end).await?.run().await {
+        Ended::Stopped => Ok(()),
+        Ended::Uninstalled => {
+            tracing::info!("Podveil is uninstalled: nothing of the proxy is left on this node");
+            remains::remove_state(&program)?;
+            cgroup.leave().context("the proxy's cgroup cannot be left")
+        }
+    }
+}
+
+/// How the proxy came to its end.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Ended {
+    Stopped,
+    /// Podveil is being uninstalled, and no pod was served any more.
+    Uninstalled,
 }
 
 impl Proxy {
@@ -190,11 +206,12 @@ impl Proxy {
             end.child_token(),
         ));
         tasks.spawn(sweep(traffic, state.clone(), end.child_token()));
-        let reporting = watch::Sender::new(0);
+        let controllers = Controllers::default();
+        let uninstalling = controllers.uninstalling.subscribe();
         tasks.spawn(show_links(
             metrics.clone(),
             facts,
-            reporting.subscribe(),
+            controllers.connected.subscribe(),
             end.child_token(),
         ));
         // Mode A's control planes take no reports.
@@ -211,7 +228,7 @@ impl Proxy {
             tasks.spawn(podveil_reports::run(
                 links.replicas,
                 reporter,
-                reporting,
+                controllers,
                 stop,
             ));
         }
@@ -230,6 +247,7 @@ impl Proxy {
             config,
             pods,
             endpoints,
+            uninstalling,
             tasks,
             stop,
             end,
@@ -241,8 +259,12 @@ impl Proxy {
     }
 
     /// Waits for the stop signal, drains, and ends every task.
-    pub async fn run(self) {
+    pub async fn run(self) -> Ended {
         self.stop.cancelled().await;
+        let ended = match *self.uninstalling.borrow() && self.pods.states().is_empty() {
+            true => Ended::Uninstalled,
+            false => Ended::Stopped,
+        };
         let bound = self.config.proxy.drain_bound.0;
         let bound_ms = bound.as_millis() as u64;
         tracing::info!(bound_ms, "stopping: no new connection is accepted");
@@ -255,6 +277,7 @@ impl Proxy {
         {
             tracing::error!("some tasks did not end");
         }
+        ended
     }
 }
 

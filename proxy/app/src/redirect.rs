@@ -4,18 +4,20 @@
 use crate::config::{BackEnd, FindPods, NodeConfig};
 use crate::metrics::ProcessMetrics;
 use crate::proxy::program;
+use crate::remains;
 use anyhow::Context;
 use podveil_ca_client::{Module, ProgramCredentials};
 use podveil_netns::cgroup::CgroupError;
 use podveil_program::http::{self, Answer, Routes};
-use podveil_redirect::{BackEndChoice, Find, RedirectConfig, Status};
+use podveil_redirect::{BackEndChoice, Ended, Find, RedirectConfig, Status};
 use prometheus::Registry;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Runs the module until `stop`. Capture stays where it stands.
+/// Runs the module until `stop`. Capture stays where it stands; once Podveil is uninstalled and no pod is captured any
+/// more, nothing stays on the node.
 ///
 /// # Errors
 /// An endpoint, a socket or the cgroup cannot be had: for the operator.
@@ -44,9 +46,19 @@ pub async fn run(config: NodeConfig, stop: CancellationToken) -> anyhow::Result<
     let metrics = Routes::default().metrics(registry);
     serve("metrics_address", config.metrics_address, metrics).await?;
     serve("readiness_address", config.readiness_address, readiness).await?;
-    podveil_redirect::run(module(&config)?, credentials, status, stop)
+    let ended = podveil_redirect::run(module(&config)?, credentials, status, stop)
         .await
-        .context("the redirect module cannot start")
+        .context("the redirect module cannot start")?;
+    match ended {
+        Ended::Stopped => Ok(()),
+        Ended::Uninstalled => {
+            tracing::info!("Podveil is uninstalled: nothing is left on this node");
+            podveil_redirect::purge(&module(&config)?)?;
+            remains::remove_state(&program(&config, Module::Redirect))?;
+            remains::remove_shared(&config).await;
+            Ok(())
+        }
+    }
 }
 
 /// Takes everything of this node out again.
@@ -58,6 +70,8 @@ pub async fn teardown(config: &NodeConfig) -> anyhow::Result<()> {
         .await
         .context("something is left of this node's capture")?;
     tracing::info!(pods, "capture is removed");
+    remains::remove_state(&program(config, Module::Redirect))?;
+    remains::remove_shared(config).await;
     Ok(())
 }
 

@@ -6,7 +6,7 @@
 //! again and again. A stream that ends is opened again with a growing wait; nothing is queued meanwhile, since each
 //! report replaces the one before it. A replica may ask back whether certain workloads are in use
 //! ([`Source::holds`]): a node takes its configuration from one replica only, and the others cannot read that one's
-//! versions.
+//! versions. And it says whether Podveil is being uninstalled, so that the program knows how to end ([`Controllers`]).
 //!
 //! Left out: what a report says.
 
@@ -15,7 +15,7 @@
 mod replicas;
 mod stream;
 
-pub use replicas::{Replicas, run};
+pub use replicas::{Controllers, Replicas, run};
 pub use stream::Source;
 
 use podveil_model::{Epoch, Stage};

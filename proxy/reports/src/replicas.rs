@@ -34,11 +34,20 @@ pub enum Replicas {
     Fixed(Vec<Channel>),
 }
 
-/// Reports `source` to every replica until `stop`; `connected` says to how many.
+/// What is known of the replicas, for whoever subscribes.
+#[derive(Clone, Debug, Default)]
+pub struct Controllers {
+    /// How many are connected.
+    pub connected: watch::Sender<usize>,
+    /// Podveil is being uninstalled, as the replica says that spoke last. Stays as it is when none is connected.
+    pub uninstalling: watch::Sender<bool>,
+}
+
+/// Reports `source` to every replica until `stop`; what they say is in `controllers`.
 pub async fn run<S: Source>(
     replicas: Replicas,
     source: S,
-    connected: watch::Sender<usize>,
+    controllers: Controllers,
     stop: CancellationToken,
 ) {
     let report = async {
@@ -46,12 +55,12 @@ pub async fn run<S: Source>(
             Replicas::Named {
                 address,
                 credentials,
-            } => follow(&address, &credentials, &source, &connected).await,
+            } => follow(&address, &credentials, &source, &controllers).await,
             Replicas::Fixed(channels) => {
                 let mut streams = JoinSet::new();
                 for (index, channel) in channels.into_iter().enumerate() {
                     let name = format!("replica {index}");
-                    streams.spawn(keep(name, channel, source.clone(), connected.clone()));
+                    streams.spawn(keep(name, channel, source.clone(), controllers.clone()));
                 }
                 while streams.join_next().await.is_some() {}
             }
@@ -65,7 +74,7 @@ async fn follow<S: Source>(
     address: &str,
     credentials: &ProgramCredentials,
     source: &S,
-    connected: &watch::Sender<usize>,
+    controllers: &Controllers,
 ) {
     // Without a certificate there is no link to report over.
     credentials.ready().await;
@@ -87,7 +96,7 @@ async fn follow<S: Source>(
                         let channel =
                             transport::channel(&name, credentials, ProgramIdentity::Controller);
                         let stop = CancellationToken::new();
-                        let kept = keep(name, channel, source.clone(), connected.clone());
+                        let kept = keep(name, channel, source.clone(), controllers.clone());
                         tokio::spawn(stop.clone().run_until_cancelled_owned(kept));
                         stop.drop_guard()
                     });
@@ -98,7 +107,7 @@ async fn follow<S: Source>(
                 tracing::warn!(address, %error, "the controller's replicas cannot be looked up");
             }
         }
-        let alone = *connected.borrow() == 0;
+        let alone = *controllers.connected.borrow() == 0;
         let pause = if alone { LOOK_ALONE } else { LOOK };
         tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
     }
@@ -122,12 +131,13 @@ async fn keep(
     replica: String,
     channel: Channel,
     mut source: impl Source,
-    connected: watch::Sender<usize>,
+    controllers: Controllers,
 ) {
     let mut pause = FIRST_RETRY;
     loop {
-        let link = Link::new(&connected);
-        let (ended, sent) = stream(&mut source, channel.clone(), || link.open()).await;
+        let link = Link::new(&controllers.connected);
+        let (opened, uninstalling) = (|| link.open(), &controllers.uninstalling);
+        let (ended, sent) = stream(&mut source, channel.clone(), opened, uninstalling).await;
         drop(link);
         if sent > 1 {
             pause = FIRST_RETRY;

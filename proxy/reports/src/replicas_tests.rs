@@ -37,13 +37,13 @@ impl Source for State {
 /// A replica that shows what it gets and asks what it is told to.
 struct Replica {
     reports: mpsc::Receiver<NodeReport>,
-    questions: mpsc::Sender<Awaited>,
+    words: mpsc::Sender<ReportReceived>,
     channel: Channel,
 }
 
 struct Service {
     reports: mpsc::Sender<NodeReport>,
-    questions: tokio::sync::Mutex<Option<mpsc::Receiver<Awaited>>>,
+    words: tokio::sync::Mutex<Option<mpsc::Receiver<ReportReceived>>>,
 }
 
 #[tonic::async_trait]
@@ -56,7 +56,7 @@ impl Reports for Service {
     ) -> Result<Response<Self::ReportStream>, Status> {
         let mut incoming = request.into_inner();
         let reports = self.reports.clone();
-        let mut questions = self.questions.lock().await.take().unwrap();
+        let mut words = self.words.lock().await.take().unwrap();
         let (answers, outgoing) = mpsc::channel(8);
         tokio::spawn(async move {
             loop {
@@ -64,12 +64,9 @@ impl Reports for Service {
                     Ok(Some(report)) = incoming.message() => {
                         let sequence = report.sequence;
                         reports.send(report).await.unwrap();
-                        ReportReceived { sequence, awaited: None }
+                        ReportReceived { sequence, ..ReportReceived::default() }
                     }
-                    Some(awaited) = questions.recv() => ReportReceived {
-                        awaited: Some(awaited),
-                        ..ReportReceived::default()
-                    },
+                    Some(word) = words.recv() => word,
                     else => return,
                 };
                 if answers.send(Ok(received)).await.is_err() {
@@ -84,10 +81,10 @@ impl Reports for Service {
 impl Replica {
     async fn start() -> Self {
         let (reported, reports) = mpsc::channel(64);
-        let (questions, asked) = mpsc::channel(8);
+        let (words, told) = mpsc::channel(8);
         let service = Service {
             reports: reported,
-            questions: Some(asked).into(),
+            words: Some(told).into(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -101,7 +98,7 @@ impl Replica {
             .connect_lazy();
         Self {
             reports,
-            questions,
+            words,
             channel,
         }
     }
@@ -129,8 +126,16 @@ impl Replica {
             }),
         };
         let workloads = vec![workload];
-        let awaited = Awaited { number, workloads };
-        self.questions.send(awaited).await.unwrap();
+        let awaited = Some(Awaited { number, workloads });
+        self.tell(ReportReceived {
+            awaited,
+            ..ReportReceived::default()
+        })
+        .await;
+    }
+
+    async fn tell(&self, word: ReportReceived) {
+        self.words.send(word).await.unwrap();
     }
 }
 
@@ -138,10 +143,11 @@ impl Replica {
 async fn every_replica_gets_every_state() {
     let (mut one, mut two) = (Replica::start().await, Replica::start().await);
     let (state, seen) = watch::channel(1);
-    let (connected, mut count) = watch::channel(0);
+    let controllers = Controllers::default();
+    let mut count = controllers.connected.subscribe();
     let replicas = Replicas::Fixed(vec![one.channel.clone(), two.channel.clone()]);
     let stop = CancellationToken::new();
-    let task = tokio::spawn(run(replicas, State(seen), connected, stop.clone()));
+    let task = tokio::spawn(run(replicas, State(seen), controllers, stop.clone()));
     for replica in [&mut one, &mut two] {
         replica.report(|report| report.applied_version == "1").await;
     }
@@ -164,7 +170,7 @@ async fn a_question_is_answered_when_the_state_is_there() {
     tokio::spawn(run(
         replicas,
         State(seen),
-        watch::Sender::new(0),
+        Controllers::default(),
         stop.clone(),
     ));
     replica.report(|report| report.awaited == 0).await;
@@ -181,6 +187,36 @@ async fn a_question_is_answered_when_the_state_is_there() {
         .report(|report| report.applied_version == "3" && report.awaited == 5)
         .await;
     stop.cancel();
+}
+
+#[tokio::test]
+async fn an_uninstallation_is_known_until_it_is_taken_back() {
+    let mut replica = Replica::start().await;
+    let (_state, seen) = watch::channel(1);
+    let controllers = Controllers::default();
+    let mut uninstalling = controllers.uninstalling.subscribe();
+    let stop = CancellationToken::new();
+    let replicas = Replicas::Fixed(vec![replica.channel.clone()]);
+    let task = tokio::spawn(run(replicas, State(seen), controllers, stop.clone()));
+    let word = |uninstalling| ReportReceived {
+        uninstalling,
+        ..ReportReceived::default()
+    };
+    let says = |uninstalling| move |report: &NodeReport| report.uninstalling == Some(uninstalling);
+    replica.report(says(false)).await;
+    replica.tell(word(Some(true))).await;
+    replica.report(says(true)).await;
+    // A replica that has just begun does not know.
+    replica.tell(word(None)).await;
+    replica.report(says(true)).await;
+    replica.tell(word(Some(false))).await;
+    replica.report(says(false)).await;
+    replica.tell(word(Some(true))).await;
+    replica.report(says(true)).await;
+    // What was said last stands when nobody is there to ask.
+    stop.cancel();
+    task.await.unwrap();
+    assert!(*uninstalling.borrow_and_update());
 }
 
 #[test]

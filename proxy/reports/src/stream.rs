@@ -3,7 +3,7 @@ use podveil_model::{Epoch, Uid};
 use podveil_proto::podveil::node::v1::reports_client::ReportsClient;
 use podveil_proto::podveil::node::v1::{Awaited, NodeReport, ReportReceived};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -17,7 +17,7 @@ const MAX_AWAITED: usize = 1000;
 
 /// The state that is reported. A clone of its own for each stream.
 pub trait Source: Clone + Send + Sync + 'static {
-    /// All of it, now. `sequence` and `awaited` are filled in by the stream.
+    /// All of it, now. `sequence`, `awaited` and `uninstalling` are filled in by the stream.
     fn report(&self) -> NodeReport;
 
     /// Is this workload in use here as of `epoch` or of a newer one?
@@ -72,9 +72,10 @@ pub async fn stream(
     source: &mut impl Source,
     channel: Channel,
     opened: impl Fn(),
+    uninstalling: &watch::Sender<bool>,
 ) -> (Status, u64) {
     let mut sequence = 0;
-    let ended = conversation(source, channel, opened, &mut sequence).await;
+    let ended = conversation(source, channel, opened, uninstalling, &mut sequence).await;
     (ended, sequence)
 }
 
@@ -82,6 +83,7 @@ async fn conversation(
     source: &mut impl Source,
     channel: Channel,
     opened: impl Fn(),
+    uninstalling: &watch::Sender<bool>,
     sequence: &mut u64,
 ) -> Status {
     let (reports, outgoing) = mpsc::channel(1);
@@ -91,6 +93,7 @@ async fn conversation(
         NodeReport {
             sequence: *sequence,
             awaited: answered,
+            uninstalling: Some(*uninstalling.borrow()),
             ..Source::report(source)
         }
     };
@@ -114,15 +117,20 @@ async fn conversation(
             }
             () = tokio::time::sleep_until(due) => {}
             answer = answers.message() => {
-                let awaited = match answer {
-                    Ok(Some(ReportReceived { awaited, .. })) => awaited,
+                let answer = match answer {
+                    Ok(Some(answer)) => answer,
                     Ok(None) => return Status::unavailable("the controller ended the stream"),
                     Err(status) => return status,
                 };
+                let ReportReceived { awaited, uninstalling: told, .. } = answer;
                 if let Some(Err(refused)) = awaited.map(|awaited| question.ask(awaited)) {
                     return refused;
                 }
-                if !question.look(source) {
+                // A replica that does not know it yet says nothing.
+                let news = told.is_some_and(|told| {
+                    uninstalling.send_if_modified(|held| std::mem::replace(held, told) != told)
+                });
+                if !question.look(source) && !news {
                     continue;
                 }
             }

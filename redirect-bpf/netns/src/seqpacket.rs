@@ -9,7 +9,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkdir;
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::fs;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -98,6 +98,30 @@ impl Listener {
             .async_io(Interest::READABLE, Socket::accept)
             .await?;
         Connection::new(socket)
+    }
+}
+
+/// Removes the folder that [`Listener::bind`] made for `path`, unless something else lies in it. A socket there that
+/// nobody answers at is removed with it.
+/// # Errors
+/// As `rmdir(2)`; a folder that is not there or not empty is none.
+pub fn remove_folder(path: &Path) -> io::Result<()> {
+    let Some(folder) = path.parent() else {
+        return Ok(());
+    };
+    if path.exists() && connect_blocking(&SockAddr::unix(path)?).is_err() {
+        fs::remove_file(path)?;
+    }
+    match fs::remove_dir(folder) {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty | ErrorKind::ResourceBusy
+            ) =>
+        {
+            Err(error)
+        }
+        _ => Ok(()),
     }
 }
 
@@ -331,6 +355,30 @@ mod tests {
         one.send(&[7; 100], &[]).await.unwrap();
         let error = two.recv(99).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[tokio::test]
+    async fn the_folder_of_a_socket_goes_unless_something_else_is_in_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("private/zds.sock");
+        remove_folder(&path).unwrap();
+        let listener = Listener::bind(&path).unwrap();
+        remove_folder(&path).unwrap();
+        assert!(path.exists(), "somebody listens there");
+        drop(listener);
+        fs::write(directory.path().join("private/other"), "").unwrap();
+        remove_folder(&path).unwrap();
+        assert!(directory.path().join("private/other").exists());
+        fs::remove_file(directory.path().join("private/other")).unwrap();
+        // As a process that was killed leaves it.
+        drop(
+            Socket::new(Domain::UNIX, Type::SEQPACKET, None)
+                .unwrap()
+                .bind(&SockAddr::unix(&path).unwrap()),
+        );
+        assert!(path.exists());
+        remove_folder(&path).unwrap();
+        assert!(!directory.path().join("private").exists());
     }
 
     #[tokio::test]

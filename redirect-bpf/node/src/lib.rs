@@ -38,5 +38,5 @@ mod zds;
 pub use config::{Find, RedirectConfig};
 pub use metrics::register;
 pub use podveil_apply::BackEndChoice;
-pub use run::{RedirectError, TeardownError, run, teardown};
+pub use run::{Ended, RedirectError, TeardownError, purge, run, teardown};
 pub use status::{PodCondition, PodStatus, Status};

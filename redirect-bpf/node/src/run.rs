@@ -4,14 +4,14 @@ use crate::finder::{FindError, Finder};
 use crate::holder::{self, Answers, Held};
 use crate::reconcile::{Links, Reconciler};
 use crate::reports::{InUse, Reporter};
-use crate::status::Status;
+use crate::status::{PodCondition, PodStatus, Status};
 use crate::zds::{self, Proxy};
 use podveil_apply::{ApplyError, BackEndChoice, BackEnds, Backend, NodeError};
 use podveil_ca_client::{ProgramCredentials, transport};
 use podveil_identity::ProgramIdentity;
 use podveil_netns::cgroup::{CgroupError, Membership};
 use podveil_netns::seqpacket;
-use podveil_reports::Replicas;
+use podveil_reports::{Controllers, Replicas};
 use podveil_xds_client::{Client, NodeInfo};
 use std::io;
 use std::path::PathBuf;
@@ -39,6 +39,15 @@ pub enum RedirectError {
     },
 }
 
+/// How the module came to its end.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Ended {
+    /// Capture stands for the module's next start.
+    Stopped,
+    /// Podveil is being uninstalled, and no pod has anything of ours any more.
+    Uninstalled,
+}
+
 /// Why something may be left behind.
 #[derive(Debug, thiserror::Error)]
 pub enum TeardownError {
@@ -54,10 +63,17 @@ pub enum TeardownError {
     Cgroup(#[from] CgroupError),
     #[error("the pods of this node cannot be listed")]
     List(#[source] FindError),
+    #[error("the folder of {path} cannot be removed")]
+    Socket {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// Runs the module until `stop`, publishing its state in `status`. Joins the proxy's cgroup first, since every socket
-/// made here is the proxy's. Capture stays where it stands when this ends.
+/// made here is the proxy's. Capture stays where it stands when this ends; where none is to come back, the caller goes on
+/// with [`purge`].
 /// # Errors
 /// [`RedirectError`], before anything was started.
 pub async fn run(
@@ -65,7 +81,7 @@ pub async fn run(
     credentials: ProgramCredentials,
     status: watch::Sender<Status>,
     stop: CancellationToken,
-) -> Result<(), RedirectError> {
+) -> Result<Ended, RedirectError> {
     config.cgroup.join()?;
     let backend = BackEnds::open(config.back_end, &config.bpf_dir, config.cgroup.locate()?)?;
     let bind = |path: &PathBuf| {
@@ -146,21 +162,42 @@ pub async fn run(
         stop.clone(),
     ));
     tasks.spawn(holder::watch_proxy(watched, hold_bound, orphaned_in));
-    let connected = watch::Sender::new(0);
+    let controllers = Controllers::default();
     tasks.spawn(podveil_reports::run(
         replicas,
         reporter,
-        connected,
+        controllers.clone(),
         stop.clone(),
     ));
     tasks.close();
     reconciler.run().await;
     stop.cancel();
     tasks.wait().await;
+    let released = |pod: &PodStatus| pod.condition == PodCondition::Released;
+    let nothing_stands = status.borrow().pods.iter().all(released);
+    Ok(match *controllers.uninstalling.borrow() && nothing_stands {
+        true => Ended::Uninstalled,
+        false => Ended::Stopped,
+    })
+}
+
+/// Removes what outlasts the module beside the pods' rules: pins of eBPF, the folders of the sockets, the cgroup unless
+/// another process is still in it. For [`Ended::Uninstalled`].
+/// # Errors
+/// What could not be removed.
+pub fn purge(config: &RedirectConfig) -> Result<(), TeardownError> {
+    BackEnds::purge(&config.bpf_dir)?;
+    for socket in [&config.zds_socket, &config.listeners_socket] {
+        seqpacket::remove_folder(socket).map_err(|source| TeardownError::Socket {
+            path: socket.clone(),
+            source,
+        })?;
+    }
+    config.cgroup.leave()?;
     Ok(())
 }
 
-/// Removes capture from every pod's namespace on this node, and the node's cgroup. Connections that the proxy carries
+/// Removes capture from every pod's namespace on this node, and what [`purge`] does. Connections that the proxy carries
 /// break. For uninstalling, with both node processes stopped: asks neither of them, nor the control plane.
 /// # Errors
 /// The first thing that could not be removed, after everything else has been.
@@ -190,8 +227,7 @@ pub async fn teardown(config: &RedirectConfig) -> Result<usize, TeardownError> {
             }
         }
     }
-    BackEnds::purge(&config.bpf_dir)?;
-    config.cgroup.leave()?;
+    purge(config)?;
     match first_error {
         Some(error) => Err(error),
         None => Ok(removed),

@@ -95,6 +95,35 @@ pub(super) async fn store_bundle(config: &ProgramConfig, bundle: &TrustBundle) -
         .map_err(io::Error::other)?
 }
 
+impl ProgramConfig {
+    /// Removes what a program has kept in `state_dir`, and the folder unless something else lies in it. For a program
+    /// that has ended and does not come back.
+    /// # Errors
+    /// As `unlink(2)` and `rmdir(2)`; what is not there is none.
+    pub fn forget(&self) -> io::Result<()> {
+        let entries = match std::fs::read_dir(&self.state_dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        for entry in entries {
+            let entry = entry?;
+            // A process that was killed while it wrote has left its unfinished one.
+            if entry
+                .file_name()
+                .as_encoded_bytes()
+                .starts_with(STORED_BUNDLE.as_bytes())
+            {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        match std::fs::remove_dir(&self.state_dir) {
+            Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
 async fn read(path: &Path, limit_bytes: usize) -> Result<Vec<u8>, FileError> {
     use tokio::io::AsyncReadExt as _;
     let read_error = |source| FileError::Read {

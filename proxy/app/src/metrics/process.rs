@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+use crate::log;
 use nix::sys::resource::{Resource, getrlimit};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
@@ -39,6 +40,9 @@ impl ProcessMetrics {
             runtime: Handle::current().metrics(),
         };
         registry.register(Box::new(this)).expect("registered once");
+        registry
+            .register(Box::new(log::dropped_lines()))
+            .expect("registered once");
     }
 
     fn gauges(&self) -> [&IntGauge; 6] {

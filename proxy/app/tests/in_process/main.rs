@@ -9,7 +9,7 @@ use control_plane::{ControlPlane, trust_domain};
 use node::{Agent, Answer, Folder, Held};
 use podveil_identity::WorkloadIdentity;
 use podveil_model::Stage;
-use podveil_node::proxy::{Endpoints, Proxy};
+use podveil_node::proxy::{Ended, Endpoints, Proxy};
 use podveil_proto::podveil::node::v1::{NodeReport, WorkloadCondition, WorkloadReport};
 use podveil_testing::{mesh, workload};
 use podveil_xds_server::Snapshot;
@@ -31,7 +31,7 @@ struct Fixture {
     held: Answer,
     endpoints: Endpoints,
     stop: CancellationToken,
-    running: JoinHandle<()>,
+    running: JoinHandle<Ended>,
     _folder: Folder,
 }
 
@@ -87,7 +87,8 @@ impl Fixture {
     async fn stop(self) {
         self.stop.cancel();
         let ended = tokio::time::timeout(Duration::from_secs(10), self.running);
-        ended.await.expect("the proxy ends").unwrap();
+        let ended = ended.await.expect("the proxy ends").unwrap();
+        assert_eq!(ended, Ended::Stopped);
     }
 }
 

@@ -110,6 +110,9 @@ pub struct NodeReport {
     /// The newest question of this stream (`Awaited.number`) to which the answer is yes; 0: none.
     #[prost(uint64, tag = "9")]
     pub awaited: u64,
+    /// What this program was told by `ReportReceived.uninstalling` last.
+    #[prost(bool, optional, tag = "10")]
+    pub uninstalling: ::core::option::Option<bool>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WorkloadReport {
@@ -137,6 +140,9 @@ pub struct ReportReceived {
     pub sequence: u64,
     #[prost(message, optional, tag = "2")]
     pub awaited: ::core::option::Option<Awaited>,
+    /// Podveil is being uninstalled: a program that ends now leaves nothing on its node. Absent while that is not known.
+    #[prost(bool, optional, tag = "3")]
+    pub uninstalling: ::core::option::Option<bool>,
 }
 /// A node takes its configuration from one replica; another asks it: are all of these in use, with this epoch or a newer
 /// one? Each question replaces the one before. The node answers in a report, as soon as it is so.
