@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::keepalive::Keepalive;
+use crate::settings::MAX_RESET_UNSEEN;
 use crate::{Authority, AuthorityError, Baggage, Forwarded, HboneStream, Settings, TunnelEnd};
 use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
@@ -40,6 +41,7 @@ where
             .max_frame_size(settings.max_frame_size)
             .max_header_list_size(settings.max_header_list_size)
             .max_send_buffer_size(settings.send_buffer)
+            .max_pending_accept_reset_streams(MAX_RESET_UNSEEN)
             .handshake(io)
             .await
             .map_err(TunnelEnd::Failed)?;

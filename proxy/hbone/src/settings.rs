@@ -4,6 +4,11 @@ use std::time::Duration;
 /// Streams that one tunnel carries at once: announced as a server, kept to as a client.
 pub const MAX_STREAMS: u32 = 100;
 
+/// Streams that were opened and reset before the server looked at them; at one more it ends the tunnel, and with it
+/// everybody's streams. HTTP/2's own bound, 20, is reached by an application that gives up many connections at once (a
+/// health check, a scan, a killed process); this one is reached by a peer that means harm.
+pub(crate) const MAX_RESET_UNSEEN: usize = 1024;
+
 /// HTTP/2 settings, the same on both sides.
 ///
 /// A stream's window is what one stalled reader can make us hold. 1 MiB carries 8 Gbit/s over 1 ms of round trip.
