@@ -10,14 +10,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
-/// A scraper or a person needs one; a flood of them must not eat the program's descriptors.
+/// A scraper or a person needs one; a flood of them must not eat the program's descriptors. Above it the oldest connection
+/// of whoever has most gives its place, so that who only holds connections keeps no probe of the kubelet out.
 const MAX_CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 /// One request and its answer, so that a reader who does not read gives its place back.
@@ -146,28 +147,18 @@ pub async fn serve(
     };
     let bound = listener.local_addr()?;
     tokio::spawn(async move {
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let _ended = stop
-            .run_until_cancelled(accept(listener, Arc::new(routes), slots, stop.clone()))
+            .run_until_cancelled(accept(listener, Arc::new(routes), stop.clone()))
             .await;
     });
     Ok(bound)
 }
 
-async fn accept(
-    listener: TcpListener,
-    routes: Arc<Routes>,
-    slots: Arc<Semaphore>,
-    stop: CancellationToken,
-) -> Infallible {
+async fn accept(listener: TcpListener, routes: Arc<Routes>, stop: CancellationToken) -> Infallible {
+    let mut open = Open::default();
     loop {
-        let slot = slots
-            .clone()
-            .acquire_owned()
-            .await
-            .expect("the semaphore is never closed");
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept an HTTP connection");
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
@@ -175,7 +166,7 @@ async fn accept(
             }
         };
         let (routes, stop) = (routes.clone(), stop.clone());
-        tokio::spawn(async move {
+        let connection = tokio::spawn(async move {
             let respond = service_fn(move |request: http::Request<hyper::body::Incoming>| {
                 let answer = routes.answer(request.method(), request.uri().path());
                 async move { Ok::<_, Infallible>(response(answer)) }
@@ -192,8 +183,27 @@ async fn accept(
                 Some(Err(_)) => tracing::debug!("an HTTP connection took too long"),
                 Some(Ok(Ok(()))) | None => {}
             }
-            drop(slot);
         });
+        open.insert(peer.ip(), connection.abort_handle());
+    }
+}
+
+/// The connections that are open, oldest first.
+#[derive(Default)]
+struct Open(Vec<(IpAddr, AbortHandle)>);
+
+impl Open {
+    fn insert(&mut self, peer: IpAddr, connection: AbortHandle) {
+        self.0.retain(|(_, connection)| !connection.is_finished());
+        if self.0.len() >= MAX_CONNECTIONS {
+            let of = |peer| self.0.iter().filter(|(other, _)| *other == peer).count();
+            let most = self.0.iter().map(|(peer, _)| of(*peer)).max();
+            let oldest = (self.0.iter()).position(|(peer, _)| Some(of(*peer)) == most);
+            if let Some(oldest) = oldest {
+                self.0.remove(oldest).1.abort();
+            }
+        }
+        self.0.push((peer, connection));
     }
 }
 
@@ -249,6 +259,35 @@ mod tests {
                 .starts_with("HTTP/1.1 405")
         );
         stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn silent_connections_keep_nobody_out() {
+        let stop = CancellationToken::new();
+        let routes = Routes::default().readiness(Vec::new);
+        let address = serve("127.0.0.1:0".parse().unwrap(), routes, stop.clone())
+            .await
+            .unwrap();
+        let mut silent = Vec::new();
+        for _ in 0..3 * MAX_CONNECTIONS {
+            silent.push(tokio::net::TcpStream::connect(address).await.unwrap());
+        }
+        let answer = tokio::time::timeout(HEADER_TIMEOUT / 2, ask(address, "GET /healthz/live"));
+        assert!(answer.await.unwrap().starts_with("HTTP/1.1 200"));
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn who_has_most_connections_gives_its_oldest() {
+        let mut open = Open::default();
+        let connection = || tokio::spawn(std::future::pending::<()>()).abort_handle();
+        let [greedy, other] = [1, 2].map(|last| IpAddr::from([10, 0, 0, last]));
+        open.insert(other, connection());
+        for _ in 0..2 * MAX_CONNECTIONS {
+            open.insert(greedy, connection());
+        }
+        assert_eq!(open.0.len(), MAX_CONNECTIONS);
+        assert_eq!(open.0[0].0, other);
     }
 
     #[tokio::test]
