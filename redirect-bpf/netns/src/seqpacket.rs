@@ -19,6 +19,9 @@ use tokio::io::unix::AsyncFd;
 
 /// Most descriptors taken from one packet; a packet with more is an error and all of them are closed.
 pub const MAX_FDS: usize = 16;
+/// Most that the kernel lets one packet carry (`SCM_MAX_FD`). Room for all of them is given: descriptors of a packet that
+/// the kernel had to cut short are open here, and nobody is told their numbers.
+const MAX_SENT_FDS: usize = 253;
 
 /// A bound socket in a directory of its own. Its file is removed when this is dropped.
 #[derive(Debug)]
@@ -223,7 +226,7 @@ fn connect_blocking(address: &SockAddr) -> io::Result<Socket> {
 
 fn receive(socket: &Socket, limit: usize) -> io::Result<Option<Packet>> {
     let mut bytes = vec![0; limit];
-    let mut control = cmsg_space!([RawFd; MAX_FDS]);
+    let mut control = cmsg_space!([RawFd; MAX_SENT_FDS]);
     let (length, flags, fds) = {
         let mut slices = [IoSliceMut::new(&mut bytes)];
         let message = recvmsg::<()>(
@@ -240,7 +243,7 @@ fn receive(socket: &Socket, limit: usize) -> io::Result<Option<Packet>> {
         }
         (message.bytes, message.flags, fds)
     };
-    if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+    if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) || fds.len() > MAX_FDS {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "packet longer than allowed",
@@ -326,6 +329,7 @@ mod kernel {
 mod tests {
     use super::*;
     use std::fs::File;
+    use std::io::Read;
 
     #[tokio::test]
     async fn a_packet_carries_bytes_and_descriptors() {
@@ -379,6 +383,21 @@ mod tests {
         assert!(path.exists());
         remove_folder(&path).unwrap();
         assert!(!directory.path().join("private").exists());
+    }
+
+    #[tokio::test]
+    async fn descriptors_past_the_limit_are_refused_and_closed() {
+        for count in [MAX_FDS + 1, MAX_SENT_FDS] {
+            let (one, two) = Connection::pair().unwrap();
+            let (sent, kept) = Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
+            one.send(b"many", &vec![sent.as_fd(); count]).await.unwrap();
+            drop(sent);
+            let error = two.recv(1024).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+            // Its other end is told only when no copy is open any more.
+            kept.set_nonblocking(true).unwrap();
+            assert_eq!((&kept).read(&mut [0]).unwrap(), 0, "{count} descriptors");
+        }
     }
 
     #[tokio::test]
