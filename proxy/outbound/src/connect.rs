@@ -247,7 +247,11 @@ impl Ways {
         let (tunnel, slot) = match leased {
             Ok(Ok(leased)) => leased,
             Ok(Err(LeaseError::Failed(error))) => return Err(Refused::Tunnel(error)),
-            Ok(Err(LeaseError::Limit)) => return Err(Refused::Limit { what: "tunnels" }),
+            Ok(Err(LeaseError::Limit)) => {
+                return Err(Refused::Limit {
+                    what: "tunnels (max_tunnels_per_pod)",
+                });
+            }
             Ok(Err(LeaseError::Stopped)) => return Err(Refused::Stopping),
             Err(_) => return Err(Refused::NoAnswer { after }),
         };

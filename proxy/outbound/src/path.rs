@@ -108,20 +108,14 @@ impl Outbound {
     }
 
     fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        let permits = (
-            self.living.clone().try_acquire_owned(),
-            self.held.clone().try_acquire_owned(),
-        );
-        let (Ok(living), Ok(held)) = permits else {
-            // Prepared, so that dropping it is a reset.
-            let _dropped_anyway = prepare_application(&stream);
-            self.record_early(
-                peer,
-                &Refused::Limit {
-                    what: "connections",
-                },
-            );
-            return;
+        let (living, held) = match self.places() {
+            Ok(places) => places,
+            Err(refused) => {
+                // Prepared, so that dropping it is a reset.
+                let _dropped_anyway = prepare_application(&stream);
+                self.record_early(peer, &refused);
+                return;
+            }
         };
         match Accepted::from_listener(stream, peer) {
             Ok(accepted) => {
@@ -133,6 +127,21 @@ impl Outbound {
             }
             Err(refused) => self.record_early(peer, &refused),
         }
+    }
+
+    /// One among all connections, and one among those that are held.
+    ///
+    /// # Errors
+    /// [`Refused::Limit`], with the key of the bound.
+    fn places(&self) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), Refused> {
+        let place = |places: &Arc<Semaphore>, what| {
+            let place = places.clone().try_acquire_owned();
+            place.map_err(|_| Refused::Limit { what })
+        };
+        Ok((
+            place(&self.living, "connections (max_connections_per_pod)")?,
+            place(&self.held, "held connections (max_held_per_pod)")?,
+        ))
     }
 
     pub(crate) async fn carry(&self, accepted: Accepted, held: OwnedSemaphorePermit) {

@@ -243,19 +243,27 @@ impl<C: Connect> Pool<C> {
     /// Lets go of tunnels that have ended or were idle for long.
     pub fn sweep(&self, now: Instant) {
         let mut table = self.lock();
-        table.retired.retain(|(_, end)| !end.is_cancelled());
-        table.tunnels.retain(|_, members| {
+        let Table {
+            tunnels, retired, ..
+        } = &mut *table;
+        tunnels.retain(|key, members| {
             members.retain_mut(|member| {
+                if member.tunnel.is_spent() {
+                    // It may still carry some.
+                    retired.push((key.clone(), member.tunnel.end()));
+                    return false;
+                }
                 if member.tunnel.streams() > 0 {
                     member.idle_since = None;
                 } else if member.idle_since.is_none() {
                     member.idle_since = Some(now);
                 }
                 let idle_for = member.idle_since.map(|since| now.duration_since(since));
-                !member.tunnel.is_spent() && idle_for.is_none_or(|idle| idle < self.idle)
+                idle_for.is_none_or(|idle| idle < self.idle)
             });
             !members.is_empty()
         });
+        retired.retain(|(_, end)| !end.is_cancelled());
     }
 
     /// Tunnels open, retired, or being made.

@@ -224,6 +224,18 @@ async fn a_dead_tunnel_is_not_handed_out() {
     assert_eq!(rig.handshakes(), 2);
 }
 
+#[tokio::test]
+async fn a_spent_tunnel_that_carries_streams_still_ends_with_its_workload() {
+    let rig = rig(100, 8);
+    let (spent, _stream) = rig.lease(("a", 1)).await;
+    spent.0.spent.store(true, Ordering::Relaxed);
+    rig.pool.sweep(Instant::now());
+    assert_eq!(rig.pool.len(), 1, "it counts until it has ended");
+    rig.pool.review(|_| Fate::Terminate);
+    assert!(spent.0.end.is_cancelled());
+    assert_eq!(rig.pool.len(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_idle_tunnel_is_let_go_after_its_time() {
     let rig = rig(100, 8);
