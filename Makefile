@@ -20,7 +20,7 @@ build: setup ## Build all programs
 	cargo build --workspace --bins
 
 demo: build ## Two simulated nodes, pods, real programs, and what crosses the wire (root)
-	./target/debug/podveilctl demo $(DEMO)
+	cargo run --quiet --bin podveilctl -- demo $(DEMO)
 
 demo-cluster: setup-cluster ## The whole journey on real Kubernetes: install, label, curl, uninstall (root, Go 1.26)
 	cargo xtask cluster demo

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `podveilctl demo`: the promises of first light, shown on this machine with the real programs.
+//! `podveilctl demo`: the promises, shown on this machine with the real programs.
 
 mod forgery;
 mod steps;
@@ -7,6 +7,7 @@ mod traffic;
 
 use anyhow::Context;
 use podveil_sim::{Binaries, NodeSettings, Report, World, missing_tools};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,10 +47,12 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     );
     if arguments.keep && !report.interrupted() {
         world.start_control_plane()?;
-        print_tour(&world);
+        print_tour(&world, &std::env::current_exe()?);
         while !interrupted.load(Ordering::Relaxed) {
             std::thread::sleep(LOOK);
         }
+        drop(world);
+        println!("\nRemoved.");
     }
     Ok(if report.succeeded() {
         ExitCode::SUCCESS
@@ -104,25 +107,25 @@ fn set_up(binaries: Binaries) -> anyhow::Result<World> {
     Ok(world)
 }
 
-fn print_tour(world: &World) {
+fn print_tour(world: &World, podveilctl: &Path) {
     let (client, far) = (world.pod("client"), world.pod("web-far"));
     println!("\nStill up. Look around, Ctrl-C removes everything:");
     println!(
-        "  ip netns exec {} curl http://{}:8080/",
+        "  ip netns exec {} curl -sS http://{}:8080/",
         client.net.namespace,
         far.net.v4()
     );
     println!("  ip netns exec {} nft list ruleset", client.net.namespace);
     println!(
-        "  ip netns exec {} curl http://127.0.0.1:15000/config_dump",
+        "  ip netns exec {} curl -sS http://127.0.0.1:15000/config_dump",
         world.topology.nodes[0].namespace
     );
     println!(
-        "  ip netns exec {} curl http://127.0.0.1:15020/metrics",
+        "  ip netns exec {} curl -sS http://127.0.0.1:15020/metrics",
         world.topology.nodes[1].namespace
     );
     println!(
-        "  ip netns exec {} curl http://127.0.0.1:15300/status",
+        "  ip netns exec {} curl -sS http://127.0.0.1:15300/status",
         world.topology.control_plane.0
     );
     println!(
@@ -130,7 +133,8 @@ fn print_tour(world: &World) {
         world.sandbox.folder().display()
     );
     println!(
-        "  podveilctl rotate root --socket {}",
+        "  {} rotate root --socket {}",
+        podveilctl.display(),
         podveil_sim::admin_socket(&world.sandbox).display()
     );
     println!(

@@ -21,16 +21,30 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(clap::Args)]
 pub struct Arguments {
     /// The pod that would connect.
-    #[arg(value_name = "NAMESPACE/POD")]
-    source: String,
+    #[arg(value_name = "NAMESPACE/POD", value_parser = pod)]
+    source: (String, String),
     /// Where to: an address, a service's name (`web`, `web.shop`, `web.shop.svc.cluster.local`) or a pod
     /// (`shop/web-0`), with a port unless a service has only one.
-    #[arg(value_name = "DESTINATION[:PORT]")]
-    destination: String,
+    #[arg(value_name = "DESTINATION[:PORT]", value_parser = destination)]
+    destination: Destination,
     #[command(flatten)]
     access: Access,
     #[command(flatten)]
     output: Output,
+}
+
+fn pod(text: &str) -> Result<(String, String), String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+            Ok((namespace.to_owned(), name.to_owned()))
+        }
+        _ => Err("write NAMESPACE/POD, e.g. shop/web-0".to_owned()),
+    }
+}
+
+fn destination(text: &str) -> Result<Destination, String> {
+    text.parse()
+        .map_err(|failure: Failure| format!("{failure}; {}", failure.cure))
 }
 
 /// [`Outcome::Bad`] if the connection would be refused.
@@ -44,8 +58,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     let pod = node_program(&cluster, &programs, &source.node)?;
     let view = view(&cluster, &pod.name).await?;
     let page: ProxyPage = cluster.get_json(&pod.name, ADMIN_PORT, "/status").await?;
-    let destination: Destination = arguments.destination.parse()?;
-    let destination = OriginalDst(destination.resolve(&view, &source.namespace)?);
+    let destination = OriginalDst(arguments.destination.resolve(&view, &source.namespace)?);
 
     let uid = Uid::from(source.uid.as_str());
     let ends = Ends {
@@ -78,22 +91,16 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
 async fn source(
     cluster: &Cluster,
     programs: &Programs,
-    named: &str,
+    (namespace, name): &(String, String),
 ) -> anyhow::Result<ControllerWorkload> {
-    let (namespace, name) = named.split_once('/').ok_or_else(|| {
-        Failure::new(
-            format!("{named:?} is not a pod"),
-            "write NAMESPACE/POD, e.g. shop/web-0",
-        )
-    })?;
     let controller = installation::controller(cluster, programs)
         .await
         .map_err(|why| Failure::new(why, "`podveilctl check`"))?;
     let found = (controller.workloads.into_iter())
-        .find(|workload| workload.namespace == namespace && workload.name == name);
+        .find(|workload| workload.namespace == *namespace && workload.name == *name);
     Ok(found.ok_or_else(|| {
         Failure::new(
-            format!("the controller knows no pod {named}"),
+            format!("the controller knows no pod {namespace}/{name}"),
             format!("`kubectl get pods -n {namespace}`; a finished pod is not known any more"),
         )
     })?)

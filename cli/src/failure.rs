@@ -70,10 +70,22 @@ impl<T, E: Into<anyhow::Error>> OrCure<T> for Result<T, E> {
 
 /// The whole chain in one sentence, and the cure on a line of its own.
 pub fn describe(error: &anyhow::Error) -> String {
-    match error.downcast_ref::<Failure>() {
-        Some(failure) => format!("{error:#}\n  try: {}", failure.cure),
-        None => format!("{error:#}"),
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        // Many errors of libraries have said already what their cause says.
+        if text.contains(&cause) {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&cause);
     }
+    if let Some(failure) = error.downcast_ref::<Failure>() {
+        text.push_str("\n  try: ");
+        text.push_str(&failure.cure);
+    }
+    text
 }
 
 #[cfg(test)]
@@ -91,5 +103,14 @@ mod tests {
             "reading the status: asking the controller: connection refused\n  try: start it"
         );
         assert_eq!(describe(&anyhow!("alone")), "alone");
+    }
+
+    #[test]
+    fn what_an_error_has_said_of_its_cause_is_not_said_again() {
+        let error = anyhow!("no such file").context("reading x: no such file");
+        assert_eq!(
+            describe(&error.context("finding the cluster")),
+            "finding the cluster: reading x: no such file"
+        );
     }
 }

@@ -8,7 +8,7 @@
 mod cost;
 mod load;
 
-use crate::workspace;
+use crate::{target, workspace};
 use anyhow::{Context, ensure};
 use cost::Cost;
 use podveil_netns::NetNs;
@@ -85,7 +85,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 fn world() -> anyhow::Result<World> {
     let mut world = World::new(
-        Binaries::in_folder(workspace().join("target/release"))?,
+        Binaries::in_folder(target()?.join("release"))?,
         NodeSettings::default(),
     )?;
     world

@@ -3,7 +3,7 @@
 //!
 //! A process in the background owns the cluster; its end, however it comes, is the cluster's end.
 
-use crate::{image, workspace};
+use crate::{image, target, workspace};
 use anyhow::{Context, bail, ensure};
 use clap::Subcommand;
 use nix::sys::signal::{Signal, kill};
@@ -78,7 +78,7 @@ fn demo() -> anyhow::Result<()> {
     let mut report = Report::new(interrupted);
     let checkout = Checkout {
         root: workspace(),
-        podveilctl: workspace().join("target/debug/podveilctl"),
+        podveilctl: target()?.join("debug/podveilctl"),
     };
     let cluster = Cluster::up(&checkout.podveilctl)?;
     report.heading(
@@ -195,7 +195,7 @@ fn down() -> anyhow::Result<()> {
 
 fn own() -> anyhow::Result<()> {
     let runtime = runtime()?;
-    let cluster = Cluster::up(&workspace().join("target/debug/podveilctl"))?;
+    let cluster = Cluster::up(&target()?.join("debug/podveilctl"))?;
     fs::write(
         state().join("kubeconfig"),
         cluster.kubeconfig().display().to_string(),

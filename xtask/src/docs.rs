@@ -3,24 +3,26 @@
 
 use crate::workspace;
 use anyhow::{Context, ensure};
+use podveil_program::Override;
 use schemars::{Schema, schema_for};
 use serde_json::Value;
 use std::fmt::Write;
 
 const HEAD: &str = "# Configuration\n\nGenerated from the configuration types by `cargo xtask docs`; change the types, not this page.\n\n\
 One YAML file per program, named by `--config`. Unknown keys are refused, with their line; a renamed key is answered with \
-its new name. Durations are written `200ms`, `5s`, `10m`, `24h`.\n";
+its new name. Durations are written `200ms`, `5s`, `10m`, `24h`. Variables of the environment go before the file; \
+`RUST_LOG` (`info`) says how much is logged, as in `info,podveil_node=debug`.\n";
 
 /// Writes the page, or with `check` fails if the committed one differs.
 pub fn run(check: bool) -> anyhow::Result<()> {
     let mut page = HEAD.to_owned();
-    for (program, schema) in programs() {
+    for (program, schema, overrides) in programs() {
         write!(page, "\n## {program}\n\n")?;
         section(&mut page, schema.as_value(), schema.as_value(), "")?;
-    }
-    page.push_str("\n## Environment of podveil-node\n\nNames that the charts of peers already set; each overrides the key.\n\n| variable | key |\n|---|---|\n");
-    for podveil_program::Override { variable, key } in podveil_node::config::OVERRIDES {
-        writeln!(page, "| `{variable}` | `{key}` |")?;
+        page.push_str("\n| variable | key |\n|---|---|\n");
+        for Override { variable, key } in overrides {
+            writeln!(page, "| `{variable}` | `{key}` |")?;
+        }
     }
     check_promises()?;
     let path = workspace().join("docs/configuration.md");
@@ -35,17 +37,23 @@ pub fn run(check: bool) -> anyhow::Result<()> {
     std::fs::write(&path, page).with_context(|| format!("writing {}", path.display()))
 }
 
-fn programs() -> [(&'static str, Schema); 3] {
+fn programs() -> [(&'static str, Schema, &'static [Override]); 3] {
     [
         (
             "podveil-node",
             schema_for!(podveil_node::config::NodeConfig),
+            podveil_node::config::OVERRIDES,
         ),
         (
             "podveil-controller",
             schema_for!(podveil_controller::Config),
+            podveil_controller::OVERRIDES,
         ),
-        ("podveil-ca", schema_for!(podveil_ca::Config)),
+        (
+            "podveil-ca",
+            schema_for!(podveil_ca::Config),
+            podveil_ca::OVERRIDES,
+        ),
     ]
 }
 
@@ -76,9 +84,14 @@ fn section(page: &mut String, root: &Value, schema: &Value, prefix: &str) -> any
         } else {
             ""
         };
+        // What says more of its default than the value is left as it is.
+        let default = match value(&property["default"]) {
+            Some(value) if !text.contains("Default") => format!(" Default `{value}`."),
+            _ => String::new(),
+        };
         writeln!(
             page,
-            "| `{prefix}{key}` | {} | {text}{must} |",
+            "| `{prefix}{key}` | {} | {text}{default}{must} |",
             kind(root, property)
         )?;
         if target["properties"].is_object() {
@@ -90,6 +103,15 @@ fn section(page: &mut String, root: &Value, schema: &Value, prefix: &str) -> any
         section(page, root, target, &prefix)?;
     }
     Ok(())
+}
+
+/// A default as it is written in the file; none for what is absent and for whole sections.
+fn value(default: &Value) -> Option<String> {
+    match default {
+        Value::Null | Value::Object(_) => None,
+        Value::String(text) => Some(text.clone()),
+        other => Some(other.to_string()),
+    }
 }
 
 /// Follows `$ref`, and the one inside the `anyOf` of an option.

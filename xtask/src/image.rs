@@ -8,7 +8,7 @@
 mod archive;
 mod closure;
 
-use crate::workspace;
+use crate::{target, workspace};
 use anyhow::{Context, ensure};
 use archive::{Image, Layer};
 use clap::ValueEnum;
@@ -140,7 +140,7 @@ fn build(profile: Profile, names: &[Name]) -> anyhow::Result<PathBuf> {
     }
     let status = cargo.status().context("starting cargo")?;
     ensure!(status.success(), "the programs cannot be built ({status})");
-    Ok(workspace().join("target").join(folder))
+    Ok(target()?.join(folder))
 }
 
 fn image(name: Name, built: &Path) -> anyhow::Result<Image> {

@@ -11,6 +11,7 @@ mod fuzz;
 mod image;
 mod test;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
 
@@ -72,4 +73,14 @@ fn workspace() -> PathBuf {
         .parent()
         .expect("xtask lies in the workspace")
         .to_owned()
+}
+
+/// Where cargo has put this program, and puts the others: `target`, or wherever it was told to.
+fn target() -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe().context("finding this program")?;
+    // <target>/<profile>/xtask
+    let folder = program.ancestors().nth(2);
+    Ok(folder
+        .context("this program lies in no target folder")?
+        .to_owned())
 }

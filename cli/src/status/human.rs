@@ -96,13 +96,14 @@ pub fn ca(status: &CaStatus) -> String {
         let _ = writeln!(text, "{}", self::authority(authority));
     }
     for consumer in &status.consumers {
+        let module = match consumer.module.as_str() {
+            "" => String::new(),
+            module => format!(" ({module})"),
+        };
         let _ = writeln!(
             text,
-            "{} ({}): bundle {}, certificate generation {}",
-            consumer.spiffe_id,
-            consumer.module,
-            consumer.bundle_sequence,
-            consumer.certificate_generation
+            "{}{module}: bundle {}, certificate generation {}",
+            consumer.spiffe_id, consumer.bundle_sequence, consumer.certificate_generation
         );
     }
     text

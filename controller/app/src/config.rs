@@ -27,7 +27,7 @@ pub struct Config {
     /// The namespace of Podveil's own programs: never enrolled.
     #[serde(default = "default_namespace")]
     pub namespace: String,
-    /// The name of this one among several; for Kubernetes the pod's. The machine's name where nothing is said.
+    /// The name of this one among several. Default: the pod's on Kubernetes, else the machine's.
     #[serde(default = "default_replica")]
     pub replica: String,
     /// Where the CA is, `host:port`.

@@ -148,7 +148,7 @@ impl Phase {
 }
 
 impl Namespace {
-    /// Has the label that enrolls, whatever becomes of it.
+    /// Has the label that enrols, whatever becomes of it.
     pub fn is_labelled(&self) -> bool {
         self.labels
             .get(labels::ENROL)

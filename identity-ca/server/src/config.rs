@@ -23,11 +23,12 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The cluster as the CA itself reads it: `kubernetes`, or a YAML file or a directory of them.
     pub source: SourceConfig,
-    /// How a program proves itself before it has a certificate; where nothing is said, as fits the source.
+    /// How a program proves itself before it has a certificate. Default: as fits the source, `token_review` for
+    /// `kubernetes` and `token_files` for files.
     #[serde(default)]
     pub first_contact: Option<FirstContactConfig>,
-    /// Where keys and journal are kept; where nothing is said, as fits the source. Losing them means a new root for
-    /// every program.
+    /// Where keys and journal are kept. Default: as fits the source, `kubernetes` or `directory`. Losing them means a new
+    /// root for every program.
     #[serde(default)]
     pub store: Option<StoreConfig>,
     /// On Kubernetes, the namespace of Podveil's own programs.
@@ -52,7 +53,7 @@ pub struct Config {
     /// Life of an issuing authority. It is replaced when a third of it is left.
     #[serde(default = "default_issuing_ttl")]
     pub issuing_ttl: HumanDuration,
-    /// Life of a root, ten years by default: replaced by a rotation, not by its end.
+    /// Life of a root: replaced by a rotation, not by its end.
     #[serde(default = "default_root_ttl")]
     pub root_ttl: HumanDuration,
     /// Unix socket of the admin service, for its own user and root only; its directory is made with mode 0700.
@@ -124,7 +125,7 @@ pub struct RotationConfig {
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitsConfig {
-    /// All callers together. One core issues well over 10000 certificates a second.
+    /// All callers together: issuing leaves processor time for everything else.
     pub requests_per_second: u32,
     /// One program. A node that replaces the certificates of 200 identities is done in a few seconds.
     pub requests_per_second_per_program: u32,
