@@ -65,8 +65,7 @@ fn an_application_that_refuses_is_a_reset_for_the_client() -> anyhow::Result<()>
     let mesh = shop()?;
     for way in mesh.ways(PORT) {
         // Nothing listens on this port. The capture has accepted, so the refusal comes as a reset.
-        let client = tcp::connect(mesh.netns("client"), way)?;
-        tcp::expect_reset(&client)?;
+        tcp::expect_connection_reset(mesh.netns("client"), way)?;
     }
     Ok(())
 }

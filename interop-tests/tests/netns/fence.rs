@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 use anyhow::ensure;
-use podveil_interop_tests::{shop, tcp};
+use podveil_interop_tests::{Mesh, shop, tcp};
 use podveil_sim::{Capture, app::MARKER, run};
 use std::io::Write;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 const PORT: u16 = 9000;
 const ROUNDS: usize = 50;
@@ -23,7 +24,7 @@ fn with_capture_flushed_by_hand_the_fence_lets_no_payload_through() -> anyhow::R
     let mut open = tcp::connect(mesh.netns("client"), mesh.address("far", PORT))?;
     open.write_all(MARKER.as_bytes())?;
     for pod in ["client", "far"] {
-        flush_capture(&mesh.pod(pod).net.namespace)?;
+        flush_capture(&mesh, pod)?;
     }
     for _ in 0..ROUNDS {
         for way in [
@@ -49,21 +50,25 @@ fn with_capture_flushed_by_hand_the_fence_lets_no_payload_through() -> anyhow::R
     Ok(())
 }
 
-/// What an operator does in anger: `nft flush chain` on every chain of type nat.
-fn flush_capture(namespace: &str) -> anyhow::Result<()> {
-    let netns = format!("--net=/run/netns/{namespace}");
-    let listing = run("nsenter", [&netns, "nft", "-j", "list", "chains"])?;
-    let listing: serde_json::Value = serde_json::from_str(&listing)?;
-    let chains: Vec<String> = listing["nftables"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|object| object["chain"]["type"] == "nat")
-        .filter_map(|object| object["chain"]["name"].as_str().map(str::to_owned))
+/// What an operator does in anger: `nft flush chain` on every chain of type nat, or `rm` on the pins of the programs that
+/// capture. The fence is left.
+fn flush_capture(mesh: &Mesh, pod: &str) -> anyhow::Result<()> {
+    let pod = &mesh.pod(pod).net;
+    let netns = format!("--net=/run/netns/{}", pod.namespace);
+    let chains = nat_chains(&netns)?;
+    let own = format!("pods/{}/capture", pod.netns.cookie()?);
+    let pins: Vec<PathBuf> = (mesh.topology.nodes.iter())
+        .map(|node| format!("{}-bpf/v1", node.name))
+        .map(|folder| mesh.sandbox.folder().join(folder))
+        .filter(|folder| folder.join(&own).exists())
+        .flat_map(|folder| {
+            [own.as_str(), "node/capture_ipv4", "node/capture_ipv6"].map(|pin| folder.join(pin))
+        })
         .collect();
     ensure!(
-        !chains.is_empty(),
-        "there is no nat chain to flush: {listing}"
+        chains.is_empty() != pins.is_empty(),
+        "{} is captured by one back end: {chains:?}, {pins:?}",
+        pod.namespace,
     );
     for chain in chains {
         run(
@@ -71,5 +76,17 @@ fn flush_capture(namespace: &str) -> anyhow::Result<()> {
             [&netns, "nft", "flush", "chain", "inet", "podveil", &chain],
         )?;
     }
-    Ok(())
+    Ok(pins.into_iter().try_for_each(std::fs::remove_file)?)
+}
+
+fn nat_chains(netns: &str) -> anyhow::Result<Vec<String>> {
+    let listing = run("nsenter", [netns, "nft", "-j", "list", "chains"])?;
+    let listing: serde_json::Value = serde_json::from_str(&listing)?;
+    Ok(listing["nftables"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|object| object["chain"]["type"] == "nat")
+        .filter_map(|object| object["chain"]["name"].as_str().map(str::to_owned))
+        .collect())
 }
