@@ -101,7 +101,12 @@ impl Enrolment {
         if further || !same_way || (fresh && !wanted) {
             self.stage = held.stage;
         }
-        let newest = self.epoch.resource_version.max(held.epoch.resource_version);
+        let newest = if fresh && before.0 == Stage::None {
+            // Nothing was saved: the other replicas' count is gone on with, so that theirs and ours can be compared.
+            held.epoch.resource_version
+        } else {
+            self.epoch.resource_version.max(held.epoch.resource_version)
+        };
         self.epoch = Epoch {
             resource_version: newest,
             stage: ordinal(self.stage),

@@ -505,6 +505,17 @@ fn programs_that_do_not_report_are_waited_for_no_longer_than_the_silence() {
 }
 
 #[test]
+fn without_saved_state_the_epochs_in_use_are_gone_on_with() {
+    let mut world = World::after_reports();
+    world.apply(LABELLED);
+    assert!(world.last.is_none());
+    // The pod's object has changed since another replica decided; the decision has not.
+    reported(&mut world, Stage::Announced, 50, 3);
+    let epoch = world.workload("web").epoch;
+    assert_eq!((epoch.resource_version, epoch.stage), (50, 3));
+}
+
+#[test]
 fn a_label_taken_off_while_no_controller_ran_is_drained() {
     let mut world = World::after_reports();
     world.apply(UNLABELLED);

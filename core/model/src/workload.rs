@@ -92,6 +92,21 @@ impl Workload {
         &self.identity.namespace
     }
 
+    /// This state with what was decided about `held`, at its epoch: an epoch orders decisions (enrolment, mode, settings)
+    /// and nothing else. A replica that decided earlier, or only began to count there, still knows addresses and health.
+    pub fn decided_as(&self, held: &Self) -> Self {
+        Self {
+            stage: held.stage,
+            epoch: held.epoch,
+            mode: held.mode,
+            external: held.external,
+            exclude_outbound_ports: held.exclude_outbound_ports.clone(),
+            exclude_inbound_ports: held.exclude_inbound_ports.clone(),
+            plain_inbound_ports: held.plain_inbound_ports.clone(),
+            ..self.clone()
+        }
+    }
+
     /// The address of the same family as `like`, if it has one.
     pub fn address_like(&self, like: IpAddr) -> Option<IpAddr> {
         self.addresses

@@ -219,6 +219,57 @@ async fn an_uninstallation_is_known_until_it_is_taken_back() {
     assert!(*uninstalling.borrow_and_update());
 }
 
+/// Accepts reports and answers none: a controller that stands still.
+struct Mute;
+
+#[tonic::async_trait]
+impl Reports for Mute {
+    type ReportStream = ReceiverStream<Result<ReportReceived, Status>>;
+
+    async fn report(
+        &self,
+        request: Request<Streaming<NodeReport>>,
+    ) -> Result<Response<Self::ReportStream>, Status> {
+        let mut incoming = request.into_inner();
+        let (answers, outgoing) = mpsc::channel(1);
+        tokio::spawn(async move {
+            while let Ok(Some(_)) = incoming.message().await {}
+            drop(answers);
+        });
+        Ok(Response::new(ReceiverStream::new(outgoing)))
+    }
+}
+
+#[tokio::test]
+async fn a_replica_that_answers_nothing_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(
+        Server::builder()
+            .add_service(ReportsServer::new(Mute))
+            .serve_with_incoming(TcpListenerStream::new(listener)),
+    );
+    let channel = Endpoint::from_shared(format!("http://{address}"))
+        .unwrap()
+        .connect_lazy();
+    let (_state, seen) = watch::channel(1);
+    let (opened, mut open) = watch::channel(false);
+    let task = tokio::spawn(async move {
+        let opened = || {
+            opened.send_replace(true);
+        };
+        let uninstalling = watch::Sender::new(false);
+        crate::stream::stream(&mut State(seen), channel, opened, &uninstalling).await
+    });
+    open.wait_for(|open| *open).await.unwrap();
+    // From here on the clock runs as fast as everything waits.
+    tokio::time::pause();
+    let (ended, sent) = task.await.unwrap();
+    assert_eq!(ended.code(), tonic::Code::DeadlineExceeded, "{ended}");
+    // It was told again and again before.
+    assert!(sent > 1, "{sent}");
+}
+
 #[test]
 fn a_replica_with_two_addresses_is_one_replica() {
     let parse = |text: &str| text.parse::<SocketAddr>().unwrap();

@@ -4,13 +4,14 @@ use podveil_proto::podveil::node::v1::reports_client::ReportsClient;
 use podveil_proto::podveil::node::v1::{Awaited, NodeReport, ReportReceived};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::Channel;
 
 /// The controller takes a node for silent after 10 s.
 const INTERVAL: Duration = Duration::from_secs(3);
-/// The controller answers each report; past this the stream is taken for dead.
+/// The controller answers each report; where that takes longer the stream is taken for dead.
 const ANSWER_BOUND: Duration = Duration::from_secs(10);
 /// Workloads in one question; more is not the protocol.
 const MAX_AWAITED: usize = 1000;
@@ -109,14 +110,20 @@ async fn conversation(
         Err(_) => return Status::deadline_exceeded("the controller did not answer"),
     };
     opened();
-    let mut due = tokio::time::Instant::now() + INTERVAL;
+    let mut due = Instant::now() + INTERVAL;
+    // Until when the controller may be silent: it answers each report, and the first one is on its way.
+    let mut dead_at = Instant::now() + INTERVAL + ANSWER_BOUND;
     loop {
         tokio::select! {
             () = source.changed() => {
                 question.look(source);
             }
+            () = tokio::time::sleep_until(dead_at) => {
+                return Status::deadline_exceeded("the controller does not answer");
+            }
             () = tokio::time::sleep_until(due) => {}
             answer = answers.message() => {
+                dead_at = Instant::now() + INTERVAL + ANSWER_BOUND;
                 let answer = match answer {
                     Ok(Some(answer)) => answer,
                     Ok(None) => return Status::unavailable("the controller ended the stream"),
@@ -135,7 +142,7 @@ async fn conversation(
                 }
             }
         }
-        due = tokio::time::Instant::now() + INTERVAL;
+        due = Instant::now() + INTERVAL;
         let report = next(source, question.answered);
         match tokio::time::timeout(ANSWER_BOUND, reports.send(report)).await {
             Ok(Ok(())) => {}

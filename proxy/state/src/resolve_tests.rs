@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use super::*;
-use podveil_model::{Health, Scope, Stage};
+use crate::Insert;
+use podveil_model::{Epoch, Health, Mode, Scope, Stage};
 use podveil_testing::{mesh, service, workload};
 
 fn view(build: impl FnOnce(&mut View)) -> View {
@@ -463,6 +464,41 @@ fn an_older_state_never_unenrols() {
             "{resource_version}.{stage}"
         );
     }
+}
+
+/// A replica that began to count earlier says what it knows at a lower epoch.
+#[test]
+fn an_older_decision_is_passed_over_and_what_it_does_not_decide_is_taken() {
+    let view = view(|view| {
+        for (uid, ip, stage) in [
+            ("plain", "10.0.0.2", Stage::None),
+            ("enrolled", "10.0.0.3", Stage::Mandatory),
+        ] {
+            let held = workload(uid).address(ip).stage(stage).mode(Mode::Strict);
+            view.insert_workload(held.epoch(9, 2).build());
+        }
+        for (uid, ip) in [("plain", "10.0.0.4"), ("enrolled", "10.0.0.5")] {
+            let older = workload(uid).address(ip).stage(Stage::None).epoch(7, 2);
+            let insert = view.insert_workload(older.build());
+            assert_eq!(
+                insert,
+                Insert::Older {
+                    held: Epoch {
+                        resource_version: 9,
+                        stage: 2
+                    }
+                }
+            );
+        }
+    });
+    for (destination, expected) in [
+        ("10.0.0.4:80", "plain NotEnrolled 10.0.0.4:80"),
+        ("10.0.0.5:80", "enrolled 10.0.0.5:80"),
+    ] {
+        assert_eq!(line(resolve(&view, destination)), expected, "{destination}");
+    }
+    let enrolled = view.by_uid(&"enrolled".into()).unwrap();
+    assert_eq!(enrolled.mode, Mode::Strict);
 }
 
 #[test]

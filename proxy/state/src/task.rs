@@ -81,7 +81,7 @@ fn apply(view: &mut View, update: Update) {
             let (uid, epoch) = (workload.uid.clone(), workload.epoch);
             if let Insert::Older { held } = view.insert_workload(workload) {
                 // A replica that lags must not un-enrol anyone.
-                info!(%uid, %epoch, %held, "an older state of a workload was ignored");
+                debug!(%uid, %epoch, %held, "an older decision about a workload was passed over");
             }
         }
         Update::Service(service) => view.insert_service(service),

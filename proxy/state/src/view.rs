@@ -62,19 +62,26 @@ impl Endpoints {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Insert {
     Applied,
-    /// A newer state is held, or was held before the workload was removed.
+    /// A newer decision is held and stays, or was held before the object was removed, which stays removed.
     Older {
         held: Epoch,
     },
 }
 
 impl View {
-    /// Puts a state of a workload in, unless a newer one is or was held.
-    pub fn insert_workload(&mut self, workload: Arc<Workload>) -> Insert {
-        let held = self.workloads.get(&workload.uid).map(|held| held.epoch);
-        let held = held.or_else(|| self.tombstones.get(&workload.uid).copied());
-        if let Some(held) = held.filter(|held| workload.epoch < *held) {
-            return Insert::Older { held };
+    /// Puts a state of a workload in. Where a newer decision about it is held, that stays, and the rest is taken; one
+    /// that was removed comes back by a state at least as new only.
+    pub fn insert_workload(&mut self, mut workload: Arc<Workload>) -> Insert {
+        let mut insert = Insert::Applied;
+        if let Some(held) = self.workloads.get(&workload.uid) {
+            if workload.epoch < held.epoch {
+                insert = Insert::Older { held: held.epoch };
+                workload = Arc::new(workload.decided_as(held));
+            }
+        } else if let Some(held) = self.tombstones.get(&workload.uid)
+            && workload.epoch < *held
+        {
+            return Insert::Older { held: *held };
         }
         self.unlink_workload(&workload.uid);
         if self.tombstones.get(&workload.uid).is_some() {
@@ -100,7 +107,7 @@ impl View {
                 .insert((workload.node.clone(), *port), workload.clone());
         }
         Arc::make_mut(&mut self.workloads).insert(workload.uid.clone(), workload);
-        Insert::Applied
+        insert
     }
 
     pub fn insert_service(&mut self, service: Arc<Service>) {

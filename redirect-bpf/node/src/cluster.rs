@@ -22,21 +22,22 @@ impl Cluster {
         }
     }
 
-    /// Takes one update; says what it changes. A state of a workload older than the one held is passed over: a replica
-    /// that lags cannot take anybody out.
+    /// Takes one update; says what it changes. A decision about a workload that is older than the one held is passed over:
+    /// a replica that lags cannot take anybody out.
     pub fn update(&mut self, update: &Update) -> Option<Change> {
         match update {
-            Update::Workload(workload) => match self.workloads.get(&workload.uid) {
-                Some(held) if held.epoch > workload.epoch => {
-                    tracing::debug!(uid = %workload.uid, held = %held.epoch, got = %workload.epoch, "an older state of a workload is passed over");
-                    None
-                }
-                _ => {
-                    let uid = workload.uid.clone();
-                    self.workloads.insert(uid.clone(), workload.clone());
-                    Some((uid, Some((workload.stage, workload.epoch))))
-                }
-            },
+            Update::Workload(workload) => {
+                let workload = match self.workloads.get(&workload.uid) {
+                    Some(held) if held.epoch > workload.epoch => {
+                        tracing::debug!(uid = %workload.uid, held = %held.epoch, got = %workload.epoch, "an older decision about a workload is passed over");
+                        Arc::new(workload.decided_as(held))
+                    }
+                    _ => workload.clone(),
+                };
+                let (uid, decided) = (workload.uid.clone(), (workload.stage, workload.epoch));
+                self.workloads.insert(uid.clone(), workload);
+                Some((uid, Some(decided)))
+            }
             Update::AddressRemoved(name) => {
                 let uid = Uid(name.clone());
                 self.workloads.remove(&uid).map(|_| (uid, None))

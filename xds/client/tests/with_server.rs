@@ -307,6 +307,28 @@ async fn everything_arrives_as_it_was_published() {
     server.stop().await;
 }
 
+/// Behind one address there may be a replica that cannot read the cluster and one that can.
+#[tokio::test]
+async fn a_server_without_anything_to_tell_sends_its_subscribers_away() {
+    let publisher = Publisher::new(7);
+    let server = TestServer::start(None, &publisher).await;
+    let mut node = TestClient::start(&server, |_| {});
+    let sent_away = node.client.status.wait_for(|status| {
+        let error = status.last_error.as_deref();
+        error.is_some_and(|error| error.contains("the cluster has not been read yet"))
+    });
+    tokio::time::timeout(DEADLINE, sent_away)
+        .await
+        .unwrap()
+        .unwrap();
+    publisher.publish(full_snapshot());
+    for _ in ResourceType::ALL {
+        node.next_change().await;
+    }
+    node.synced().await;
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_change_is_pushed_to_every_subscriber_as_a_difference() {
     let publisher = Publisher::new(7);

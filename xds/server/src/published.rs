@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::{Snapshot, encode};
-use podveil_model::{MeshConfig, Service, Workload};
+use podveil_model::{Epoch, MeshConfig, Service, Stage, Workload};
 use podveil_policy::Policy;
 use podveil_proto::envoy::service::discovery::v3::Resource;
 use podveil_proto::type_url;
@@ -165,7 +165,11 @@ impl Entry {
     fn new(name: Arc<str>, source: Source) -> Self {
         let any = source.encode();
         Self {
-            version: version(&any),
+            version: version(
+                &source
+                    .unordered()
+                    .map_or_else(|| any.clone(), |one| one.encode()),
+            ),
             name,
             any,
             source,
@@ -198,6 +202,26 @@ impl Source {
             Self::Policy(policy) => encode::authorization(policy),
             Self::Service(service) => encode::service(service),
             Self::Workload(workload) => encode::workload(workload),
+        }
+    }
+
+    /// The content whose hash is the version, where that is not all of it. When an epoch began to count differs between
+    /// replicas and after a restart; of what is at rest it says nothing that anybody waits for.
+    fn unordered(&self) -> Option<Self> {
+        match self {
+            Self::Mesh(mesh) => Some(Self::Mesh(Arc::new(MeshConfig {
+                epoch: Epoch::default(),
+                ..MeshConfig::clone(mesh)
+            }))),
+            Self::Workload(workload)
+                if matches!(workload.stage, Stage::None | Stage::Mandatory) =>
+            {
+                Some(Self::Workload(Arc::new(Workload {
+                    epoch: Epoch::default(),
+                    ..Workload::clone(workload)
+                })))
+            }
+            Self::Policy(_) | Self::Service(_) | Self::Workload(_) => None,
         }
     }
 

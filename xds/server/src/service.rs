@@ -10,6 +10,7 @@ use podveil_proto::envoy::service::discovery::v3::{
 };
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +24,10 @@ const MAX_REQUEST_BYTES: usize = 64 << 20;
 /// Who opened a stream, for the log.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Caller(pub Arc<str>);
+
+/// For the first snapshot. A server that has none, because it cannot read the cluster, sends subscribers away: another
+/// replica may have one.
+const FIRST_SNAPSHOT: Duration = Duration::from_secs(2);
 
 type Authorize = dyn Fn(&Extensions) -> Result<Caller, Status> + Send + Sync;
 
@@ -115,6 +120,13 @@ impl Stream {
     }
 
     async fn serve(&mut self, caller: &Caller) -> End {
+        let first = self.published.wait_for(Option::is_some);
+        if tokio::time::timeout(FIRST_SNAPSHOT, first).await.is_err() {
+            return End {
+                reason: "there is nothing to tell yet",
+                status: Some(Status::unavailable("the cluster has not been read yet")),
+            };
+        }
         loop {
             let current = self.published.borrow_and_update().clone();
             let ready = current.filter(|current| self.subscriber.may_send(current));

@@ -15,9 +15,10 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 /// TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A peer that vanished is noticed after interval + timeout, and long streams with it.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A peer that vanished, or stands still, is noticed after interval + timeout, and long streams with it: new pods wait
+/// for that where another replica would answer. Nothing is sent where the peer has just been heard.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a connection to the CA or the controller was not made.
 #[derive(Debug, thiserror::Error)]

@@ -258,6 +258,40 @@ fn a_reconnecting_client_gets_only_what_differs() {
     assert_eq!(response.removed_resources, ["w0"]);
 }
 
+/// A replica that saw a pod later, or has been restarted, counts its epoch from elsewhere.
+#[test]
+fn where_only_the_epoch_of_what_is_at_rest_differs_nothing_is_sent_again() {
+    let of = |resource_version, stage| Workload {
+        stage,
+        epoch: Epoch {
+            resource_version,
+            stage: 2,
+        },
+        ..workload(&format!("{stage}"), "10.0.0.1")
+    };
+    let all = |version| {
+        use Stage::{Announced, Capturable, Draining, Mandatory, None, Wanted};
+        let stages = [None, Wanted, Capturable, Announced, Mandatory, Draining];
+        snapshot(stages.map(|stage| of(version, stage)))
+    };
+    let mut pair = Pair::new(all(7));
+    pair.ask(addresses());
+    let first = pair.poll().unwrap();
+    let held: BTreeMap<String, String> = (first.resources.iter())
+        .map(|one| (one.name.clone(), one.version.clone()))
+        .collect();
+    let mut other = Pair::new(all(9));
+    other.ask(DeltaDiscoveryRequest {
+        initial_resource_versions: held,
+        ..addresses()
+    });
+    // Of these somebody may be waiting for the epoch.
+    assert_eq!(
+        names(&other.poll().unwrap()),
+        ["announced", "capturable", "draining", "wanted"]
+    );
+}
+
 #[test]
 fn on_demand_an_address_is_answered_by_name_and_alias_or_by_its_absence() {
     let mut pair = Pair::new(snapshot([workload("w1", "10.0.0.1")]));
