@@ -40,6 +40,8 @@ readiness_address: "[::]:15023"
 redirect:
   hold_bound: {{ .Values.node.redirect.holdBound }}
   release_bound: {{ .Values.node.redirect.releaseBound }}
+  {{- /* After the proxy, whose last connections need it. */}}
+  drain_bound: {{ sub .Values.node.terminationGracePeriodSeconds 3 }}s
   back_end: {{ .Values.node.redirect.backEnd }}
   bpf_dir: /sys/fs/bpf/podveil
 {{- end }}

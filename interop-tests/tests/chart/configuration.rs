@@ -109,6 +109,7 @@ fn values_arrive_in_the_programs() -> anyhow::Result<()> {
     ensure!(proxy.worker_threads == Some(3));
     let redirect = files.node("node-redirect.yaml")?;
     ensure!(redirect.redirect.release_bound.0 == Duration::from_secs(60));
+    ensure!(redirect.redirect.drain_bound.0 == Duration::from_secs(62));
     let node = &find(&objects, "DaemonSet", "podveil-node")?["spec"]["template"]["spec"];
     for container in ["proxy", "redirect"] {
         let environment = &named(&node["containers"], container)?["env"];

@@ -173,6 +173,10 @@ pub struct RedirectSection {
     pub backlog: u32,
     /// Connections that a released pod still has through the proxy are given this long. Default 10 m.
     pub release_bound: HumanDuration,
+    /// When it is asked to stop, it goes on for so long while a proxy is connected: containers of one pod are asked at once,
+    /// and until the proxy has drained, rules must follow and probes be recognised. Default 0 s; the chart gives it a little
+    /// more than `proxy.drain_bound`.
+    pub drain_bound: HumanDuration,
 }
 
 impl Default for RedirectSection {
@@ -185,6 +189,7 @@ impl Default for RedirectSection {
             hold_bound: HumanDuration(Duration::from_secs(5)),
             backlog: 4096,
             release_bound: HumanDuration(Duration::from_secs(600)),
+            drain_bound: HumanDuration(Duration::ZERO),
         }
     }
 }
@@ -220,8 +225,9 @@ pub struct ProxySection {
     /// Wait for a proxy that is still connected to the `redirect` module and follow it when it lets go or is gone. Default
     /// false: two proxies of one node are a mistake, and the second is refused.
     pub take_over: bool,
-    /// How long connections are given to end when the program is stopped; then they are reset. Default 25 s: under the
-    /// chart's grace period of 30 s.
+    /// How long connections are given to end when the program is stopped; then they are reset. Unless `take_over` is set
+    /// new ones are served meanwhile, and it ends earlier where none is open. Default 25 s: under the chart's grace period
+    /// of 30 s.
     pub drain_bound: HumanDuration,
     /// Label sets of traffic metrics kept at once; beyond it connections are counted under `unknown`. Default 10000, some
     /// 20 MB of scrape.

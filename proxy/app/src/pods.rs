@@ -31,6 +31,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Between two tries for a pending pod's listeners, as the peers have it.
 const RETRY: Duration = Duration::from_secs(5);
+/// Between two looks whether connections are open.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What every pod of this process is given.
 #[derive(Debug)]
@@ -156,6 +158,24 @@ impl Pods {
             }
         };
         let _stopped: Option<()> = stop.run_until_cancelled(tries).await;
+    }
+
+    /// Waits for a moment at which no connection is open, at most `bound`; new ones are accepted meanwhile.
+    pub async fn quiet(&self, bound: Duration) {
+        let open = || {
+            let table = self.table();
+            table.values().any(|entry| match entry {
+                Entry::Pending(_) => false,
+                Entry::Up(pod) => pod.carried() > 0,
+            })
+        };
+        let quiet = async {
+            while open() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        // Those that are open then are for the drain.
+        let _in_time = tokio::time::timeout(bound, quiet).await;
     }
 
     /// Stops accepting, gives connections `bound` to end, then ends them. No pod is taken any more.

@@ -107,6 +107,8 @@ pub struct Proxy {
     uninstalling: watch::Receiver<bool>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// No new connection is taken any more.
+    retired: CancellationToken,
     end: CancellationToken,
 }
 
@@ -214,6 +216,7 @@ impl Proxy {
             controllers.connected.subscribe(),
             end.child_token(),
         ));
+        let retired = CancellationToken::new();
         // Mode A's control planes take no reports.
         if config.holder().is_some() {
             let reporter = Reporter::new(
@@ -224,24 +227,23 @@ impl Proxy {
                 links.credentials,
                 certificates,
             );
-            let stop = stop.child_token();
             tasks.spawn(podveil_reports::run(
                 links.replicas,
                 reporter,
                 controllers,
-                stop,
+                retired.clone(),
             ));
         }
         tasks.spawn({
-            let (mut pods, config, stop) = (pods.clone(), config.clone(), stop.clone());
+            let (mut pods, config, retired) = (pods.clone(), config.clone(), retired.clone());
             async move {
                 let (socket, take_over) = (&config.zds_socket, config.proxy.take_over);
-                zds::run(socket, take_over, &mut pods, &zds_status, &stop).await;
+                zds::run(socket, take_over, &mut pods, &zds_status, &retired).await;
             }
         });
         tasks.spawn({
-            let (pods, stop) = (pods.clone(), stop.clone());
-            async move { pods.retry(&stop).await }
+            let (pods, retired) = (pods.clone(), retired.clone());
+            async move { pods.retry(&retired).await }
         });
         Ok(Self {
             config,
@@ -250,6 +252,7 @@ impl Proxy {
             uninstalling,
             tasks,
             stop,
+            retired,
             end,
         })
     }
@@ -267,8 +270,16 @@ impl Proxy {
         };
         let bound = self.config.proxy.drain_bound.0;
         let bound_ms = bound.as_millis() as u64;
-        tracing::info!(bound_ms, "stopping: no new connection is accepted");
-        self.pods.drain(bound).await;
+        let deadline = tokio::time::Instant::now() + bound;
+        if !self.config.proxy.take_over {
+            // The next process starts when this one has ended: until then new connections have nobody else.
+            tracing::info!(bound_ms, "stopping once no connection is open");
+            self.pods.quiet(bound).await;
+        }
+        tracing::info!("stopping: no new connection is accepted");
+        self.retired.cancel();
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        self.pods.drain(left).await;
         self.end.cancel();
         self.tasks.close();
         if tokio::time::timeout(END_BOUND, self.tasks.wait())

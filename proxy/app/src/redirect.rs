@@ -13,6 +13,7 @@ use podveil_redirect::{BackEndChoice, Ended, Find, RedirectConfig, Status};
 use prometheus::Registry;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -21,13 +22,20 @@ use tokio_util::sync::CancellationToken;
 ///
 /// # Errors
 /// An endpoint, a socket or the cgroup cannot be had: for the operator.
-pub async fn run(config: NodeConfig, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(config: NodeConfig, asked: CancellationToken) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
     let credentials =
         ProgramCredentials::start(program(&config, Module::Redirect), stop.child_token());
     let (status, seen) = watch::channel(Status::default());
     let registry = Registry::new();
     ProcessMetrics::register(&registry);
     podveil_redirect::register(&registry, seen.clone()).context("the metrics clash")?;
+    tokio::spawn(outlast_the_proxy(
+        seen.clone(),
+        config.redirect.drain_bound.0,
+        asked,
+        stop.clone(),
+    ));
     let admin = {
         let (config, seen) = (config.clone(), seen.clone());
         let dump = move || Answer::json(dump(&config, &seen.borrow()).to_string());
@@ -59,6 +67,19 @@ pub async fn run(config: NodeConfig, stop: CancellationToken) -> anyhow::Result<
             Ok(())
         }
     }
+}
+
+/// Cancels `stop` when the proxy has gone after `asked`, at most `bound` later.
+async fn outlast_the_proxy(
+    mut status: watch::Receiver<Status>,
+    bound: Duration,
+    asked: CancellationToken,
+    stop: CancellationToken,
+) {
+    asked.cancelled().await;
+    let gone = status.wait_for(|status| !status.proxy_connected);
+    let _in_time = tokio::time::timeout(bound, gone).await;
+    stop.cancel();
 }
 
 /// Takes everything of this node out again.
