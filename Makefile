@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # What a person types. The work itself is in cargo and `cargo xtask`.
 
-.PHONY: help setup setup-codegen setup-cluster build demo demo-cluster test test-unit bench fuzz lint codegen docs
+.PHONY: help setup setup-codegen setup-cluster build demo demo-cluster test test-all test-unit bench fuzz lint codegen docs
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -27,6 +27,9 @@ demo-cluster: setup-cluster ## The whole journey on real Kubernetes: install, la
 
 test: setup-cluster ## All tests, those in network namespaces and on real Kubernetes included (root, Go 1.26)
 	cargo xtask test
+
+test-all: setup-cluster ## The same, and whole matrices of which it has one of each kind
+	cargo xtask test everything
 
 test-unit: setup ## The tests that need no privileges
 	cargo xtask test unit

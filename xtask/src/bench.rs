@@ -6,6 +6,7 @@
 //! does in interrupts for nobody in particular is not in it.
 
 mod cost;
+mod enrolment;
 mod load;
 
 use crate::{target, workspace};
@@ -29,6 +30,15 @@ pub struct Arguments {
     /// Seconds of each measurement in each round.
     #[arg(long, default_value_t = 2)]
     seconds: u64,
+    /// Something else than the paths.
+    #[command(subcommand)]
+    other: Option<Other>,
+}
+
+#[derive(clap::Subcommand)]
+enum Other {
+    /// On real Kubernetes: from a new pod's address being known to its first encrypted connection.
+    Enrolment(enrolment::Arguments),
 }
 
 /// One way from a client's pod to a server's.
@@ -38,7 +48,12 @@ struct Path {
     to: SocketAddr,
 }
 
+/// # Errors
+/// If something cannot be measured here.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    if let Some(Other::Enrolment(arguments)) = &arguments.other {
+        return enrolment::run(arguments);
+    }
     let status = Command::new(env!("CARGO"))
         .current_dir(workspace())
         .args([

@@ -3,7 +3,7 @@
 //!
 //! A process in the background owns the cluster; its end, however it comes, is the cluster's end.
 
-use crate::{image, target, workspace};
+use crate::{build_programs, image, target, workspace};
 use anyhow::{Context, bail, ensure};
 use clap::Subcommand;
 use nix::sys::signal::{Signal, kill};
@@ -57,7 +57,11 @@ fn build() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn demo() -> anyhow::Result<()> {
+/// All that a cluster needs of this checkout but the images.
+///
+/// # Errors
+/// If something is missing, which is then named, or cannot be built.
+pub fn checkout() -> anyhow::Result<Checkout> {
     let missing = podveil_cluster::missing_programs();
     ensure!(
         missing.is_empty(),
@@ -65,6 +69,19 @@ fn demo() -> anyhow::Result<()> {
         missing.join("; ")
     );
     tools::ensure()?;
+    build_programs()?;
+    Ok(Checkout {
+        root: workspace(),
+        podveilctl: podveilctl()?,
+    })
+}
+
+fn podveilctl() -> anyhow::Result<PathBuf> {
+    Ok(target()?.join("debug/podveilctl"))
+}
+
+fn demo() -> anyhow::Result<()> {
+    let checkout = checkout()?;
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = interrupted.clone();
     let signals = runtime()?;
@@ -72,14 +89,9 @@ fn demo() -> anyhow::Result<()> {
         signals.block_on(podveil_program::shutdown_signal());
         flag.store(true, Ordering::Relaxed);
     });
-    podveilctl()?;
     image::run(&image::Arguments::dev())?;
     let began = Instant::now();
     let mut report = Report::new(interrupted);
-    let checkout = Checkout {
-        root: workspace(),
-        podveilctl: target()?.join("debug/podveilctl"),
-    };
     let cluster = Cluster::up(&checkout.podveilctl)?;
     report.heading(
         "Podveil on Kubernetes: two nodes, the namespace shop gets the label, legacy does not",
@@ -101,18 +113,6 @@ fn demo() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn podveilctl() -> anyhow::Result<()> {
-    let status = Command::new(env!("CARGO"))
-        .current_dir(workspace())
-        .args(["build", "--package", "podveilctl"])
-        .status()?;
-    ensure!(
-        status.success(),
-        "podveilctl, the application of test pods, was not built"
-    );
-    Ok(())
-}
-
 /// For signals: handlers, unlike a mask, are not passed on to what the cluster starts.
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
@@ -126,14 +126,7 @@ fn up() -> anyhow::Result<()> {
         owner().is_none(),
         "it is up already: `cargo xtask cluster down` first"
     );
-    let missing = podveil_cluster::missing_programs();
-    ensure!(
-        missing.is_empty(),
-        "a cluster cannot run here: {}",
-        missing.join("; ")
-    );
-    podveilctl()?;
-    tools::ensure()?;
+    checkout()?;
     fs::create_dir_all(state())?;
     let log = state().join("log");
     let output = fs::File::create(&log)?;
@@ -195,7 +188,7 @@ fn down() -> anyhow::Result<()> {
 
 fn own() -> anyhow::Result<()> {
     let runtime = runtime()?;
-    let cluster = Cluster::up(&target()?.join("debug/podveilctl"))?;
+    let cluster = Cluster::up(&podveilctl()?)?;
     fs::write(
         state().join("kubeconfig"),
         cluster.kubeconfig().display().to_string(),

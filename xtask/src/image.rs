@@ -8,7 +8,7 @@
 mod archive;
 mod closure;
 
-use crate::{target, workspace};
+use crate::{build_programs, target, workspace};
 use anyhow::{Context, ensure};
 use archive::{Image, Layer};
 use clap::ValueEnum;
@@ -126,21 +126,22 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 /// Builds the programs of these images and returns where they are.
 fn build(profile: Profile, names: &[Name]) -> anyhow::Result<PathBuf> {
-    let (profile, folder) = match profile {
-        Profile::Dev => ("dev", "debug"),
-        Profile::Release => ("release", "release"),
-    };
+    let target = target()?;
+    if profile == Profile::Dev {
+        build_programs()?;
+        return Ok(target.join("debug"));
+    }
     let mut cargo = Command::new(env!("CARGO"));
     cargo
         .current_dir(workspace())
-        .args(["build", "--quiet", "--profile", profile]);
+        .args(["build", "--quiet", "--release"]);
     for program in names.iter().flat_map(|name| name.programs()) {
         // A program's package has its name.
         cargo.args(["--package", program, "--bin", program]);
     }
     let status = cargo.status().context("starting cargo")?;
     ensure!(status.success(), "the programs cannot be built ({status})");
-    Ok(target()?.join(folder))
+    Ok(target.join("release"))
 }
 
 fn image(name: Name, built: &Path) -> anyhow::Result<Image> {

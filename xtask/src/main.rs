@@ -11,9 +11,10 @@ mod fuzz;
 mod image;
 mod test;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
+use std::process::Command as Process;
 
 #[derive(Parser)]
 #[command(
@@ -65,6 +66,21 @@ fn main() -> anyhow::Result<()> {
         Command::Image(arguments) => image::run(&arguments),
         Command::Test { which, filter } => test::run(which, filter.as_deref()),
     }
+}
+
+/// Builds every program as tests and demos run it. All at once, as `make build` does: a choice of packages has a choice of
+/// features, with which everything would be compiled again.
+///
+/// # Errors
+/// If one does not compile.
+fn build_programs() -> anyhow::Result<()> {
+    let status = Process::new(env!("CARGO"))
+        .current_dir(workspace())
+        .args(["build", "--workspace", "--bins"])
+        .status()
+        .context("starting cargo")?;
+    ensure!(status.success(), "the programs cannot be built ({status})");
+    Ok(())
 }
 
 /// The root of the checkout, from where this program was built.

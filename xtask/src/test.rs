@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Tests by what they need: nothing, or root and network namespaces, or real Kubernetes on this machine too.
+//! Tests by what they need: nothing, or root and network namespaces, or real Kubernetes on this machine too; and those that
+//! are too long for every change.
+
+mod marked;
 
 use crate::{image, workspace};
 use anyhow::{Context, bail, ensure};
@@ -9,7 +12,10 @@ use std::process::Command;
 
 #[derive(Clone, Copy, Eq, PartialEq, ValueEnum)]
 pub enum Which {
+    /// All but those marked `#[ignore = "all"]`.
     All,
+    /// Those too: whole matrices, which `make test` has one of each kind of.
+    Everything,
     /// Those marked `#[ignore = "netns"]` or `#[ignore = "cluster"]`: root, real namespaces, the real programs, Kubernetes.
     Netns,
     /// Those that need no privileges.
@@ -23,12 +29,12 @@ pub fn run(which: Which, filter: Option<&str>) -> anyhow::Result<()> {
         cargo(&["test", "--workspace", "--quiet"], filter, &[])?;
     }
     if which != Which::Unit {
-        privileged(filter)?;
+        privileged(filter, which == Which::Everything)?;
     }
     Ok(())
 }
 
-fn privileged(filter: Option<&str>) -> anyhow::Result<()> {
+fn privileged(filter: Option<&str>, everything: bool) -> anyhow::Result<()> {
     let missing = podveil_cluster::missing_programs();
     ensure!(
         missing.is_empty(),
@@ -38,8 +44,15 @@ fn privileged(filter: Option<&str>) -> anyhow::Result<()> {
     // Nothing is skipped: without Go this says so, and ends.
     podveil_cluster::tools::ensure().context("building Kubernetes for the cluster tests")?;
     let before = things()?;
-    cargo(&["build", "--workspace", "--bins"], None, &[])?;
+    // Builds the programs too.
     image::run(&image::Arguments::dev())?;
+    let mut test_arguments = vec!["--ignored", "--test-threads=1"];
+    let long = marked::names(&workspace(), "all")?;
+    if !everything {
+        for name in &long {
+            test_arguments.extend(["--skip", name]);
+        }
+    }
     // One at a time: each has the machine's two cores and its clock to itself.
     cargo(
         &[
@@ -51,7 +64,7 @@ fn privileged(filter: Option<&str>) -> anyhow::Result<()> {
             "--tests",
         ],
         filter,
-        &["--ignored", "--test-threads=1"],
+        &test_arguments,
     )?;
     let after = things()?;
     let left: Vec<&String> = after.iter().filter(|name| !before.contains(name)).collect();

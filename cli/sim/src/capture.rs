@@ -4,14 +4,15 @@
 use anyhow::Context;
 use podveil_netns::NetNs;
 use socket2::{Domain, Protocol, Socket, Type};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+const HBONE_PORT: u16 = 15008;
 const ETH_P_ALL: u16 = 0x0003;
 const FRAME_BYTES: usize = 256 * 1024;
 /// How long a read waits before it looks whether it should end.
@@ -38,6 +39,7 @@ pub struct Captured {
 #[derive(Debug)]
 pub struct Capture {
     stop: Arc<AtomicBool>,
+    tunnelled: Arc<Mutex<BTreeMap<IpAddr, Instant>>>,
     reader: JoinHandle<anyhow::Result<Captured>>,
 }
 
@@ -54,6 +56,8 @@ impl Capture {
         let mut socket = netns.run(packet_socket)??;
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, marker) = (stop.clone(), marker.to_vec());
+        let tunnelled = Arc::default();
+        let noted = Arc::clone(&tunnelled);
         let reader = std::thread::Builder::new()
             .name("capture".into())
             .spawn(move || {
@@ -61,7 +65,7 @@ impl Capture {
                 let mut frame = vec![0; FRAME_BYTES];
                 loop {
                     match socket.read(&mut frame) {
-                        Ok(length) => captured.take(&frame[..length], &marker, &takes),
+                        Ok(length) => captured.take(&frame[..length], &marker, &takes, &noted),
                         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                             // Only when the socket is empty, so that nothing seen before `finish` is left unread.
                             if stopped.load(Ordering::Acquire) {
@@ -73,7 +77,20 @@ impl Capture {
                     }
                 }
             })?;
-        Ok(Self { stop, reader })
+        Ok(Self {
+            stop,
+            tunnelled,
+            reader,
+        })
+    }
+
+    /// When the first payload for port 15008 of this address was seen; `None`: there was none yet.
+    pub fn tunnelled(&self, to: IpAddr) -> Option<Instant> {
+        let tunnelled = self.tunnelled.lock();
+        tunnelled
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&to)
+            .copied()
     }
 
     /// Ends and tells what was seen.
@@ -99,7 +116,13 @@ fn packet_socket() -> anyhow::Result<Socket> {
 }
 
 impl Captured {
-    fn take(&mut self, frame: &[u8], marker: &[u8], takes: &impl Fn(IpAddr, IpAddr) -> bool) {
+    fn take(
+        &mut self,
+        frame: &[u8],
+        marker: &[u8],
+        takes: &impl Fn(IpAddr, IpAddr) -> bool,
+        tunnelled: &Mutex<BTreeMap<IpAddr, Instant>>,
+    ) {
         let Some(segment) = Segment::parse(frame) else {
             return;
         };
@@ -111,7 +134,13 @@ impl Captured {
         self.server_ports.insert(server);
         if !segment.payload.is_empty() {
             self.payload_segments += 1;
-            self.plain_payload_segments += u64::from(server != 15008);
+            if segment.ports.1 == HBONE_PORT {
+                let mut tunnelled = tunnelled.lock().unwrap_or_else(PoisonError::into_inner);
+                tunnelled
+                    .entry(segment.destination)
+                    .or_insert_with(Instant::now);
+            }
+            self.plain_payload_segments += u64::from(server != HBONE_PORT);
         }
         if !marker.is_empty()
             && segment

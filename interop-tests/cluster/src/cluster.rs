@@ -145,6 +145,11 @@ impl Cluster {
         self.folder.path()
     }
 
+    /// Tells clusters of one machine apart: part of this one's addresses, 172.29.`number`.0/24.
+    pub fn number(&self) -> u8 {
+        self.folder.number
+    }
+
     /// The name of the cgroup folder that Podveil's programs share on each node, as the chart takes it: no other cluster's.
     pub fn cgroup(&self) -> String {
         format!("bed{}-podveil-$(NODE_NAME)", self.folder.number)

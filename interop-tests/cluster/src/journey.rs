@@ -2,19 +2,17 @@
 //! The journey that Podveil exists for: install, label a namespace, curl, label off, uninstall. One walk for the test and
 //! for the demo; each step is a line that holds or says why not.
 
-use crate::podveil::{APP_PORT, Checkout, Podveil, curl, leftovers, pod, urls};
+use crate::podveil::{APP_PORT, Checkout, LABEL, Podveil, curl, pod, urls};
+use crate::traces::Traces;
+use crate::wire::{across, only_tls};
 use crate::{Cluster, Load};
 use anyhow::{Context, ensure};
-use podveil_netns::NetNs;
 use podveil_sim::app::MARKER;
-use podveil_sim::{Capture, Captured};
-use std::net::IpAddr;
+use podveil_sim::eventually;
 use std::time::{Duration, Instant};
 
 const SETTLE: Duration = Duration::from_secs(60);
 const SERVERS: [&str; 2] = ["http://near-service.shop/", "http://far-service.shop/"];
-/// TLS is seen on this port of pods, and nothing else that carries bytes.
-const HBONE_PORT: u16 = 15008;
 /// A connection that does not end by itself after its pod's release is ended soon, and the journey goes on.
 pub const VALUES: [&str; 1] = ["--set=node.redirect.releaseBound=20s"];
 
@@ -27,8 +25,7 @@ pub type Line<'a> = dyn FnMut(&str, anyhow::Result<String>) -> anyhow::Result<()
 /// If `line` ends it, or there is nothing to walk on.
 pub fn walk(cluster: &Cluster, checkout: &Checkout, line: &mut Line<'_>) -> anyhow::Result<()> {
     make_pods(cluster)?;
-    let began = Instant::now();
-    let captured = across(cluster, || each_way(cluster).map(drop));
+    let captured = across(cluster, "shop", || each_way(cluster).map(drop));
     line(
         "before: pods reach each other, and node 1's link carries what they say in plain",
         captured.and_then(|captured| {
@@ -40,6 +37,8 @@ pub fn walk(cluster: &Cluster, checkout: &Checkout, line: &mut Line<'_>) -> anyh
         }),
     )?;
 
+    let before = Traces::of(cluster)?;
+    let began = Instant::now();
     let podveil = match Podveil::install(cluster, checkout, &VALUES) {
         Ok(podveil) => podveil,
         Err(error) => return line("helm install podveil charts/podveil", Err(error)),
@@ -84,7 +83,7 @@ pub fn walk(cluster: &Cluster, checkout: &Checkout, line: &mut Line<'_>) -> anyh
     )?;
     line(
         "node 1's link carries TLS on 15008 and nothing of what they say",
-        across(cluster, || each_way(cluster).map(drop)).and_then(only_tls),
+        across(cluster, "shop", || each_way(cluster).map(drop)).and_then(only_tls),
     )?;
     line(
         "pods without the label are reached in plain, and reach in plain while permissive",
@@ -121,12 +120,27 @@ pub fn walk(cluster: &Cluster, checkout: &Checkout, line: &mut Line<'_>) -> anyh
     line("no request failed meanwhile", load.finish())?;
     line("pods reach each other as before", each_way(cluster))?;
     line(
-        "no rule, listener, pin or object of ours is left, in any namespace",
-        leftovers(cluster).and_then(|left| {
-            ensure!(left.is_empty(), "left: {}", left.join("; "));
-            Ok(String::new())
-        }),
+        "and nothing of ours is left",
+        nothing_is_left(cluster, &before),
     )
+}
+
+/// In any namespace of either kind, as an object, a rule, a route, a listener, a setting, a cgroup, a pin or a file.
+fn nothing_is_left(cluster: &Cluster, before: &Traces) -> anyhow::Result<String> {
+    // The one thing that a person has put there.
+    cluster.kubectl(&["label", "namespace", "shop", &format!("{LABEL}-")])?;
+    // A kubelet clears away after pods that are gone already.
+    eventually(SETTLE, "everything is as before", || {
+        let now = Traces::of(cluster)?;
+        let other = now.since(before);
+        ensure!(
+            other.is_empty(),
+            "{} are other than before: {}",
+            other.len(),
+            other[..other.len().min(20)].join("; ")
+        );
+        Ok(format!("{} things are as before", now.len()))
+    })
 }
 
 fn make_pods(cluster: &Cluster) -> anyhow::Result<()> {
@@ -177,47 +191,6 @@ fn own_address(cluster: &Cluster) -> anyhow::Result<String> {
         );
     }
     Ok(addresses.join(", "))
-}
-
-/// What crosses node 1's link between pods meanwhile.
-fn across(
-    cluster: &Cluster,
-    work: impl FnOnce() -> anyhow::Result<()>,
-) -> anyhow::Result<Captured> {
-    let netns = NetNs::open(cluster.nodes[0].machine.netns())?;
-    let pods = pod_addresses(cluster, "shop")?;
-    let capture = Capture::start(&netns, MARKER.as_bytes(), move |from, to| {
-        pods.contains(&from) && pods.contains(&to)
-    })?;
-    work()?;
-    capture.finish()
-}
-
-fn pod_addresses(cluster: &Cluster, namespace: &str) -> anyhow::Result<Vec<IpAddr>> {
-    let pods = cluster.get(&["pods", &format!("--namespace={namespace}")])?;
-    pods["items"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .flat_map(|pod| pod["status"]["podIPs"].as_array().into_iter().flatten())
-        .filter_map(|entry| entry["ip"].as_str())
-        .map(|address| address.parse().context("a pod's address"))
-        .collect()
-}
-
-fn only_tls(captured: Captured) -> anyhow::Result<String> {
-    ensure!(
-        captured.marker_frames == 0 && captured.plain_payload_segments == 0,
-        "something went in plain: {captured:?}"
-    );
-    ensure!(
-        captured.server_ports.contains(&HBONE_PORT) && captured.payload_segments > 0,
-        "the capture sees no tunnel: {captured:?}"
-    );
-    Ok(format!(
-        "{} segments with payload",
-        captured.payload_segments
-    ))
 }
 
 fn mixed(cluster: &Cluster) -> anyhow::Result<String> {

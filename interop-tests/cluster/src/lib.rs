@@ -18,6 +18,7 @@
 
 mod api_server;
 mod cluster;
+pub mod enrolment;
 mod folder;
 mod image;
 pub mod journey;
@@ -30,11 +31,13 @@ pub mod podveil;
 mod process;
 mod server;
 pub mod tools;
+pub mod traces;
+pub mod wire;
 
 pub use api_server::{ApiServer, Controllers};
 pub use cluster::{Cluster, missing_programs};
 pub use image::APP_IMAGE;
-pub use load::Load;
+pub use load::{Load, Served};
 pub use machine::Machine;
 pub use node::Node;
 pub use process::Program;

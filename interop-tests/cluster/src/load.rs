@@ -18,12 +18,26 @@ pub struct Load<'a> {
     worker: JoinHandle<anyhow::Result<String>>,
 }
 
-/// Asks the URLs that are its arguments, in turn, until the stop file is there.
-const SCRIPT: &str = "rm -f /tmp/stop; total=0; failed=0; echo 0 >/tmp/total; : >/tmp/errors
+/// What became of the requests.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Served {
+    pub total: u64,
+    pub failed: u64,
+    /// The longest time between the ends of two requests that were served.
+    pub longest_gap: Duration,
+}
+
+/// Asks the URLs that are its arguments, in turn, until the stop file is there; notes when each was served.
+const SCRIPT: &str =
+    "rm -f /tmp/stop; total=0; failed=0; echo 0 >/tmp/total; : >/tmp/errors; : >/tmp/served
 while [ ! -e /tmp/stop ]; do
     for url; do
         total=$((total + 1))
-        curl -sS --fail --max-time 10 --output /dev/null \"$url\" 2>>/tmp/errors || failed=$((failed + 1))
+        if curl -sS --fail --max-time 10 --output /dev/null \"$url\" 2>>/tmp/errors; then
+            date +%s%3N >>/tmp/served
+        else
+            failed=$((failed + 1))
+        fi
         echo $total >/tmp/total
     done
 done
@@ -87,20 +101,43 @@ impl<'a> Load<'a> {
     /// # Errors
     /// If one has failed, with the last that curl said.
     pub fn finish(self) -> anyhow::Result<String> {
+        let (served, said) = self.end()?;
+        ensure!(
+            served.failed == 0,
+            "requests, failures, last errors: {said}"
+        );
+        Ok(format!("{} requests", served.total))
+    }
+
+    /// Ends it where requests may have failed.
+    ///
+    /// # Errors
+    /// If it was no load, or the pod cannot be entered.
+    pub fn measure(self) -> anyhow::Result<Served> {
+        Ok(self.end()?.0)
+    }
+
+    fn end(self) -> anyhow::Result<(Served, String)> {
         self.wait_for(SOME)?;
-        self.cluster
-            .exec(&self.namespace, &self.pod, &["touch", "/tmp/stop"])?;
+        let exec = |command: &[&str]| self.cluster.exec(&self.namespace, &self.pod, command);
+        exec(&["touch", "/tmp/stop"])?;
         let said = self
             .worker
             .join()
             .map_err(|_| anyhow::anyhow!("the load panicked"))??;
-        let mut words = said.split_whitespace();
-        let (total, failed) = (words.next(), words.next());
-        ensure!(
-            failed == Some("0"),
-            "requests, failures, last errors: {said}"
-        );
-        ensure!(total != Some("0"), "there was no request at all");
-        Ok(format!("{} requests", total.unwrap_or_default()))
+        let times = exec(&["cat", "/tmp/served"])?;
+        let times: Vec<u64> = times.lines().filter_map(|line| line.parse().ok()).collect();
+        let mut words = said.split_whitespace().map(str::parse);
+        let (Some(Ok(total)), Some(Ok(failed))) = (words.next(), words.next()) else {
+            anyhow::bail!("the load says {said:?}");
+        };
+        ensure!(total > 0, "there was no request at all");
+        let gap = times.windows(2).map(|pair| pair[1].saturating_sub(pair[0]));
+        let served = Served {
+            total,
+            failed,
+            longest_gap: Duration::from_millis(gap.max().unwrap_or_default()),
+        };
+        Ok((served, said))
     }
 }

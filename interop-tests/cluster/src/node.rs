@@ -139,6 +139,25 @@ impl Node {
             .map(drop)
     }
 
+    /// Gives an image that is there a second name.
+    ///
+    /// # Errors
+    /// If there is no such image.
+    pub fn tag_image(&self, name: &str, other: &str) -> anyhow::Result<()> {
+        let ctr = text(&tools::path(Tool::Ctr)?);
+        self.machine
+            .run(&[
+                &ctr,
+                "--namespace=k8s.io",
+                "images",
+                "tag",
+                "--force",
+                name,
+                other,
+            ])
+            .map(drop)
+    }
+
     pub(crate) fn start_kubernetes(&mut self) -> anyhow::Result<()> {
         self.make_cgroups()?;
         self.write("kubelet", &self.kubelet_config().to_string())?;

@@ -26,6 +26,7 @@ pub struct Checkout {
 pub struct Podveil<'a> {
     pub cluster: &'a Cluster,
     podveilctl: PathBuf,
+    chart: PathBuf,
 }
 
 impl<'a> Podveil<'a> {
@@ -63,23 +64,50 @@ impl<'a> Podveil<'a> {
         let podveil = Self {
             cluster,
             podveilctl: checkout.podveilctl.clone(),
+            chart: chart.clone(),
         };
+        podveil.wait_for_programs()?;
+        Ok(podveil)
+    }
+
+    /// `helm upgrade` with these values changed; all programs are the new ones and ready when it returns.
+    ///
+    /// # Errors
+    /// With what their pods say, if they do not become ready.
+    pub fn upgrade(&self, values: &[&str]) -> anyhow::Result<()> {
+        let chart = self
+            .chart
+            .to_str()
+            .context("the checkout has a plain path")?;
+        let mut command = vec![
+            "upgrade",
+            "podveil",
+            chart,
+            "--namespace=podveil-system",
+            "--reuse-values",
+        ];
+        command.extend_from_slice(values);
+        self.cluster.helm(&command)?;
+        self.wait_for_programs()
+    }
+
+    fn wait_for_programs(&self) -> anyhow::Result<()> {
         for program in [
             "deployment/podveil-ca",
             "deployment/podveil-controller",
             "daemonset/podveil-node",
         ] {
-            cluster
+            self.cluster
                 .kubectl(&[
                     "--namespace=podveil-system",
                     "rollout",
                     "status",
                     program,
-                    "--timeout=90s",
+                    "--timeout=120s",
                 ])
-                .with_context(|| podveil.diagnosis())?;
+                .with_context(|| self.diagnosis())?;
         }
-        Ok(podveil)
+        Ok(())
     }
 
     /// The pods of our own namespace and the last lines of each program, for a report of what went wrong.
@@ -181,37 +209,6 @@ impl<'a> Podveil<'a> {
             .kubectl(&["delete", "namespace", NAMESPACE, "--timeout=60s"])
             .map(drop)
     }
-}
-
-/// Everything of Podveil that is left and acts: objects of the API, and on the nodes rules, listeners and pins. Empty after
-/// an uninstall.
-///
-/// # Errors
-/// If the search itself fails.
-pub fn leftovers(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
-    let kinds = cluster.kubectl(&["api-resources", "--verbs=list", "--output=name"])?;
-    let kinds: Vec<&str> = kinds
-        .lines()
-        .filter(|kind| !kind.starts_with("events") && !kind.contains("metrics"))
-        .collect();
-    let objects = cluster.kubectl(&[
-        "get",
-        &kinds.join(","),
-        "--all-namespaces",
-        "--output=name",
-        "--ignore-not-found",
-    ])?;
-    let mut left: Vec<String> = objects
-        .lines()
-        .filter(|object| object.contains("podveil"))
-        .map(str::to_owned)
-        .collect();
-    for node in &cluster.nodes {
-        let script = include_str!("../scripts/leftovers.sh");
-        let found = node.machine.run(&["sh", "-c", script])?;
-        left.extend(found.lines().map(|line| format!("{}: {line}", node.name())));
-    }
-    Ok(left)
 }
 
 /// A pod with the test application on [`APP_PORT`], ready when it serves, and a Service `<name>-service` of both families

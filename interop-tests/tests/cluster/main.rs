@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Podveil on real Kubernetes: two nodes, the chart, the images of this checkout.
 
+mod new_pods;
 mod operations;
 mod strict;
+mod upgrades;
+mod workloads;
 
 use anyhow::ensure;
 use podveil_cluster::podveil::{Podveil, checkout_of_test};
@@ -34,8 +37,20 @@ fn podveil_on_a_cluster() -> anyhow::Result<()> {
                 as fn(&Podveil<'_>) -> anyhow::Result<()>,
         ),
         (
+            "every kind of workload and Service is served",
+            workloads::every_kind_of_workload_and_service_is_served,
+        ),
+        (
+            "a new pod is soon reached through a tunnel",
+            new_pods::a_new_pod_is_soon_reached_through_a_tunnel,
+        ),
+        (
             "a rollout and a root rotation fail no request",
             operations::a_rollout_and_a_root_rotation_fail_no_request,
+        ),
+        (
+            "an upgrade replaces what it changes, and connections notice only a new node program",
+            upgrades::an_upgrade_replaces_what_it_changes_and_connections_notice_only_a_new_node_program,
         ),
     ] {
         report(promise, test(&podveil).map(|()| String::new()))?;

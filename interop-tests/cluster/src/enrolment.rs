@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How long a new pod is reached in plain: from the API server's word of its address to the first answer that came through
+//! a tunnel.
+
+use crate::podveil::{APP_PORT, Podveil, pod};
+use crate::{APP_IMAGE, Cluster};
+use anyhow::{Context, ensure};
+use podveil_netns::NetNs;
+use podveil_netns::pod_cgroup::pod_uid;
+use podveil_sim::Capture;
+use podveil_sim::app::MARKER;
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+const SETTLE: Duration = Duration::from_secs(60);
+/// An attempt that has no answer by then counts as none.
+const ANSWER: Duration = Duration::from_secs(10);
+/// Between two attempts, so that those who ask leave the processors to those who answer. The figure is this much too large
+/// at most.
+const PAUSE: Duration = Duration::from_millis(5);
+const NAMESPACE: &str = "fresh";
+
+/// One pod's way into its first tunnel.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Reached {
+    /// From the API server's word of its address to the end of the first answer through a tunnel.
+    pub after: Duration,
+    /// What the client was told before: answers in plain, and refusals.
+    pub plain: u32,
+    pub refused: u32,
+    /// The longest that one attempt took, the last one included.
+    pub longest: Duration,
+}
+
+/// An enrolled pod on node 1 asks each of `pods` new pods on node 2 from the moment on that the API server tells its
+/// address; `batch` pods are made at once and removed again before the next. Returns the times, sorted.
+///
+/// # Errors
+/// If a pod is not reached through a tunnel in time.
+pub fn first_tunnels(
+    podveil: &Podveil<'_>,
+    pods: usize,
+    batch: usize,
+) -> anyhow::Result<Vec<Reached>> {
+    let cluster = podveil.cluster;
+    cluster.apply(&format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{ name: {NAMESPACE} }}\n---\n{}",
+        pod(NAMESPACE, "client", "node-1")
+    ))?;
+    cluster.wait_for_pods(NAMESPACE)?;
+    podveil.label(NAMESPACE, true)?;
+    podveil.wait_for_stage(NAMESPACE, "mandatory", SETTLE)?;
+    let client = Arc::new(netns_of(cluster, "client")?);
+    let link = NetNs::open(cluster.nodes[0].machine.netns())?;
+    let capture = Arc::new(Capture::start(&link, b"", |_, _| true)?);
+    let addresses = Addresses::watch(cluster)?;
+    let (sender, times) = sync_channel(batch);
+    let mut all = Vec::new();
+    while all.len() < pods {
+        let some: Vec<String> = (all.len()..pods.min(all.len() + batch))
+            .map(|number| format!("new-{number}"))
+            .collect();
+        cluster.apply(&some.iter().map(|name| object(name)).collect::<String>())?;
+        for _ in &some {
+            let (address, since) = addresses.next()?;
+            let (client, capture, sender) = (client.clone(), capture.clone(), sender.clone());
+            std::thread::spawn(move || {
+                let outcome = client
+                    .run(|| ask(&capture, address, since))
+                    .map_err(anyhow::Error::from)
+                    .and_then(|outcome| outcome);
+                send(&sender, outcome);
+            });
+        }
+        for _ in &some {
+            let time = times.recv_timeout(SETTLE).context("no answer")??;
+            all.push(time);
+        }
+        let mut delete = vec!["--namespace=fresh", "delete", "pods", "--timeout=60s"];
+        delete.extend(some.iter().map(String::as_str));
+        cluster.kubectl(&delete)?;
+    }
+    all.sort_unstable();
+    Ok(all)
+}
+
+/// What lies at this share of the sorted times.
+pub fn percentile(sorted: &[Reached], share: f64) -> Duration {
+    let last = sorted.len().saturating_sub(1);
+    let at = (last as f64 * share).ceil() as usize;
+    sorted.get(at).map_or(Duration::ZERO, |one| one.after)
+}
+
+/// The other end is gone only if this bench has failed already.
+fn send<T>(sender: &SyncSender<T>, value: T) {
+    if sender.send(value).is_err() {
+        tracing::debug!("nobody waits for this any more");
+    }
+}
+
+/// Asks until an answer has come through a tunnel.
+fn ask(capture: &Capture, address: IpAddr, since: Instant) -> anyhow::Result<Reached> {
+    let (mut plain, mut refused, mut longest) = (0, 0, Duration::ZERO);
+    while since.elapsed() < SETTLE {
+        let began = Instant::now();
+        let answered = attempt(address).is_ok();
+        let now = Instant::now();
+        longest = longest.max(now - began);
+        if answered && capture.tunnelled(address).is_some_and(|seen| seen < now) {
+            return Ok(Reached {
+                after: now - since,
+                plain,
+                refused,
+                longest,
+            });
+        }
+        match answered {
+            true => plain += 1,
+            false => refused += 1,
+        }
+        std::thread::sleep(PAUSE);
+    }
+    anyhow::bail!("{address} is not reached through a tunnel")
+}
+
+fn attempt(address: IpAddr) -> anyhow::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(address, APP_PORT), ANSWER)?;
+    stream.set_read_timeout(Some(ANSWER))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    ensure!(answer.contains(MARKER), "something else answers");
+    Ok(())
+}
+
+/// Addresses of new pods as the API server tells them.
+struct Addresses {
+    watch: Child,
+    told: Receiver<anyhow::Result<(IpAddr, Instant)>>,
+}
+
+impl Addresses {
+    fn watch(cluster: &Cluster) -> anyhow::Result<Self> {
+        let kubectl = cluster.kubectl_command()?;
+        let mut watch = Command::new(&kubectl[0])
+            .args(&kubectl[1..])
+            .args([
+                "--namespace=fresh",
+                "get",
+                "pods",
+                "--selector=app=new",
+                "--watch",
+                "--output=jsonpath={.metadata.uid} {.status.podIP}{\"\\n\"}",
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("starting kubectl")?;
+        let lines = BufReader::new(watch.stdout.take().context("it is piped")?).lines();
+        let (sender, told) = sync_channel(1024);
+        std::thread::spawn(move || {
+            let mut seen = BTreeSet::new();
+            for line in lines {
+                let since = Instant::now();
+                let Ok(line) = line else { return };
+                if let Some((uid, address)) = line.split_once(' ')
+                    && !address.is_empty()
+                    && seen.insert(uid.to_owned())
+                {
+                    let address = address.parse().with_context(|| format!("kubectl: {line}"));
+                    send(&sender, address.map(|address| (address, since)));
+                }
+            }
+        });
+        Ok(Self { watch, told })
+    }
+
+    fn next(&self) -> anyhow::Result<(IpAddr, Instant)> {
+        self.told
+            .recv_timeout(SETTLE)
+            .context("no pod has got an address")?
+    }
+}
+
+impl Drop for Addresses {
+    fn drop(&mut self) {
+        if let Err(error) = self.watch.kill().and_then(|()| self.watch.wait()) {
+            tracing::warn!(%error, "kubectl is left");
+        }
+    }
+}
+
+/// Of the pod's first process, as this host sees it.
+fn netns_of(cluster: &Cluster, name: &str) -> anyhow::Result<NetNs> {
+    let object = cluster.get(&["--namespace=fresh", "pod", name])?;
+    let uid = object["metadata"]["uid"].as_str().context("a pod's uid")?;
+    let process = fs::read_dir("/proc")?.flatten().find(|entry| {
+        fs::read_to_string(entry.path().join("cgroup"))
+            .is_ok_and(|cgroup| pod_uid(&cgroup).as_deref() == Some(uid))
+    });
+    let process = process.with_context(|| format!("no process of {name}"))?;
+    Ok(NetNs::open(process.path().join("ns/net"))?)
+}
+
+fn object(name: &str) -> String {
+    format!(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {{ name: {name}, namespace: {NAMESPACE}, labels: {{ app: new }} }}
+spec:
+  nodeSelector: {{ kubernetes.io/hostname: node-2 }}
+  terminationGracePeriodSeconds: 0
+  containers:
+    - name: app
+      image: {APP_IMAGE}
+      imagePullPolicy: Never
+      args: [serve, '{APP_PORT}']
+---
+"
+    )
+}
