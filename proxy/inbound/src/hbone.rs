@@ -33,7 +33,8 @@ pub struct Inbound {
     held: Arc<Semaphore>,
     /// What each address may have of them.
     shares: Arc<Shares>,
-    tunnels: Arc<Semaphore>,
+    /// What each address has of all tunnels: a client that answers pings and asks for nothing keeps its places for ever.
+    tunnels: Arc<Shares>,
     /// Streams of all tunnels.
     living: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -77,10 +78,10 @@ struct From {
 enum NoTunnel {
     #[error("the accepted socket failed")]
     Socket(#[source] io::Error),
-    #[error("this pod is at its bound of tunnels")]
+    #[error("this pod is at its bound of connections")]
     Limit,
-    #[error("{peer} has too many tunnels in their handshakes")]
-    Share { peer: PeerAddr },
+    #[error("{peer} has its share of this pod's tunnels {what}")]
+    Share { peer: PeerAddr, what: &'static str },
     #[error("there is no certificate for this pod")]
     NoCertificate,
     #[error("no TLS handshake within {after:?}")]
@@ -180,7 +181,7 @@ impl Inbound {
             tls: ConfigCache::default(),
             held: Arc::new(Semaphore::new(limits.max_held)),
             shares: Shares::of(limits.max_held),
-            tunnels: Arc::new(Semaphore::new(limits.max_tunnels)),
+            tunnels: Shares::of(limits.max_tunnels),
             living: Arc::new(Semaphore::new(limits.max_connections)),
             tasks: TaskTracker::new(),
             pod,
@@ -213,21 +214,19 @@ impl Inbound {
     }
 
     /// A place among the tunnels, and one among those in their handshakes.
-    fn places(&self, peer: PeerAddr) -> Result<(OwnedSemaphorePermit, Handshaking), NoTunnel> {
+    fn places(&self, peer: PeerAddr) -> Result<(Share, Handshaking), NoTunnel> {
         let known = self.pod.state.view().by_address(peer.ip()).is_some();
-        let share = self
-            .shares
-            .take(peer.ip(), known)
-            .ok_or(NoTunnel::Share { peer })?;
-        let place = |bound: &Arc<Semaphore>| {
-            let place = bound.clone().try_acquire_owned();
-            place.map_err(|_| NoTunnel::Limit)
+        let share = |what, shares: &Arc<Shares>, known| {
+            let share = shares.take(peer.ip(), known);
+            share.ok_or(NoTunnel::Share { peer, what })
         };
         let handshaking = Handshaking {
-            _held: place(&self.held)?,
-            _share: share,
+            _share: share("in their handshakes", &self.shares, known)?,
+            _held: (self.held.clone().try_acquire_owned()).map_err(|_| NoTunnel::Limit)?,
         };
-        Ok((place(&self.tunnels)?, handshaking))
+        // Strangers are few among the handshakes, and no others come this far.
+        let tunnel = share("at once", &self.tunnels, true)?;
+        Ok((tunnel, handshaking))
     }
 
     /// One connection, from its handshake to the end of its tunnel.

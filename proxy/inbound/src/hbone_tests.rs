@@ -91,6 +91,27 @@ fn status(refused: Result<HboneStream, StreamError>) -> u16 {
     }
 }
 
+#[tokio::test]
+async fn an_address_that_keeps_tunnels_leaves_places_to_others() {
+    let limits = Limits {
+        max_tunnels: 8,
+        ..Limits::default()
+    };
+    let rig = Rig::new(&us().build(), limits);
+    let inbound = Inbound::new(rig.pod.clone());
+    let place = |address: &str| {
+        let peer = PeerAddr(address.parse().unwrap());
+        // The handshake is over, the tunnel stays.
+        inbound.places(peer).map(|(tunnel, _handshaking)| tunnel)
+    };
+    let kept: Vec<_> = (0..8).map_while(|_| place("10.0.0.3:40000").ok()).collect();
+    assert_eq!(kept.len(), 4);
+    let others: Vec<_> = (0..8).map_while(|_| place("10.0.0.4:40000").ok()).collect();
+    assert_eq!(others.len(), 2);
+    drop(kept);
+    assert!(place("10.0.0.3:40000").is_ok());
+}
+
 /// A stream as a socket that a test can read and write.
 async fn socket(stream: HboneStream) -> TcpStream {
     let (near, far) = connection().await;
