@@ -315,7 +315,7 @@ impl Cluster {
         })
     }
 
-    fn start_control_plane(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn start_control_plane(&mut self) -> anyhow::Result<()> {
         let mut command =
             server::kube_controller_manager(&self.keys, &self.keys.file("controllers.kubeconfig"))?;
         command.extend([

@@ -27,6 +27,7 @@ mod kubeconfig;
 mod load;
 mod machine;
 mod node;
+mod outage;
 pub mod podveil;
 mod process;
 mod server;

@@ -162,6 +162,10 @@ impl Node {
         self.make_cgroups()?;
         self.write("kubelet", &self.kubelet_config().to_string())?;
         self.start_kubelet()?;
+        self.start_kube_proxy()
+    }
+
+    pub(crate) fn start_kube_proxy(&mut self) -> anyhow::Result<()> {
         let kubeconfig = self.folder.join("kube-proxy.kubeconfig");
         let path = std::env::var("PATH").unwrap_or_default();
         self.kube_proxy = Some(self.machine.start_program(

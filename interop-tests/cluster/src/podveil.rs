@@ -110,6 +110,15 @@ impl<'a> Podveil<'a> {
         Ok(())
     }
 
+    /// The one that is installed already.
+    pub fn installed(cluster: &'a Cluster, checkout: &Checkout) -> Self {
+        Self {
+            cluster,
+            chart: checkout.root.join("charts/podveil"),
+            podveilctl: checkout.podveilctl.clone(),
+        }
+    }
+
     /// The pods of our own namespace and the last lines of each program, for a report of what went wrong.
     pub fn diagnosis(&self) -> String {
         let ask = |arguments: &[&str]| {

@@ -3,6 +3,7 @@
 
 mod new_pods;
 mod operations;
+mod outages;
 mod strict;
 mod upgrades;
 mod workloads;
