@@ -53,12 +53,22 @@ ca_address: {{ include "podveil.address" (list . "podveil-ca" 15012) }}
 token: /var/run/secrets/podveil/token
 bootstrap_bundle: /etc/podveil/bundle.pem
 state_dir: /var/lib/podveil
+{{ include "podveil.config.defaults" . }}
+take_over: {{ .Values.enrolment.takeOver }}
 log: {{ .Values.log.format }}
+{{- end }}
+
+{{- /* The controller says who is enrolled, and the CA by itself who may have an identity: by the same rules. */ -}}
+{{- define "podveil.config.defaults" -}}
+defaults:
+  mode: {{ .Values.enrolment.defaultMode }}
+  pod_opt_out: {{ .Values.enrolment.podOptOut }}
 {{- end }}
 
 {{- define "podveil.config.ca" -}}
 trust_domain: {{ .Values.trustDomain | quote }}
 source: kubernetes
+{{ include "podveil.config.defaults" . }}
 leaf_ttl: {{ .Values.ca.leafTtl }}
 program_ttl: {{ .Values.ca.leafTtl }}
 issuing_ttl: {{ .Values.ca.issuingTtl }}

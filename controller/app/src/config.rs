@@ -4,7 +4,7 @@ use podveil_ca_client::{Module, ProgramConfig, ProgramCredentials};
 use podveil_identity::{IdentityError, KubernetesName, ProgramIdentity, TrustDomain};
 use podveil_program::LogFormat;
 use podveil_program::config::Override;
-use podveil_source::SourceConfig;
+use podveil_source::{Defaults, SourceConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -27,6 +27,12 @@ pub struct Config {
     /// The namespace of Podveil's own programs: never enrolled.
     #[serde(default = "default_namespace")]
     pub namespace: String,
+    /// What holds where a namespace's labels say nothing; the CA is to be given the same.
+    #[serde(default)]
+    pub defaults: Defaults,
+    /// Begin with pods also where Cilium's own `encryption.type=ztunnel` is on. Without it nothing is begun there.
+    #[serde(default)]
+    pub take_over: bool,
     /// The name of this one among several. Default: the pod's on Kubernetes, else the machine's.
     #[serde(default = "default_replica")]
     pub replica: String,

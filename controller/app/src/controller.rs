@@ -5,12 +5,13 @@ use crate::metrics::Metrics;
 use crate::reports::ReportService;
 use crate::saved::{self, SavedError};
 use crate::source::Source;
-use crate::{caller, events, status, uninstall};
+use crate::{backends, caller, events, status, uninstall};
 use podveil_ca_client::ProgramCredentials;
 use podveil_ca_client::transport::{incoming, server_configs};
 use podveil_ca_client::verify::Expected;
 use podveil_identity::{IdentityError, TrustDomain};
 use podveil_index::{Saved, Start};
+use podveil_kube::kube::Client;
 use podveil_kube::{ClientError, Election};
 use podveil_program::http::{self, Answer, Routes};
 use podveil_source::{LoadError, SourceConfig};
@@ -87,9 +88,22 @@ impl Controller {
         credentials: ProgramCredentials,
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
+        Self::start_with(config, credentials, None, stop).await
+    }
+
+    /// With this way to the API server, in place of the one that the environment names.
+    ///
+    /// # Errors
+    /// Like [`Controller::start`].
+    pub async fn start_with(
+        config: &Config,
+        credentials: ProgramCredentials,
+        client: Option<Client>,
+        stop: CancellationToken,
+    ) -> Result<Self, StartError> {
         let trust_domain = config.trust_domain()?;
         let saved = saved::read(&config.state_dir).map_err(StartError::Saved)?;
-        let source = Source::start(config, &stop).await?;
+        let source = Source::start(config, client, &stop).await?;
         let listener = TcpListener::bind(config.listen)
             .await
             .map_err(listen_error("nodes", config.listen))?;
@@ -141,17 +155,25 @@ impl Controller {
                 source.cluster.clone(),
                 standing.clone(),
             );
+            let (refused_tx, refused) = watch::channel(Arc::default());
+            let looking = backends::look(
+                client.clone(),
+                source.cluster.clone(),
+                standing.clone(),
+                refused_tx,
+            );
             let writing = events::write(
                 client,
                 config.replica.clone(),
                 index.clone(),
                 source.cluster.clone(),
+                refused,
                 standing,
             );
             let stopped = stop.clone();
             tasks.spawn(async move {
                 stopped
-                    .run_until_cancelled(async { tokio::join!(telling, writing) })
+                    .run_until_cancelled(async { tokio::join!(telling, looking, writing) })
                     .await;
                 election.ended().await;
             });

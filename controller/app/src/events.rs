@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Events on the objects that a person looks at, written by the replica that holds the Lease.
 //!
-//! One event when something becomes so, none while it stays so; what stood already when this replica took over was told by
-//! the one before it. Equal events are aggregated by the recorder, and a burst is spread over time.
+//! One event when something becomes so, none while it stays so or becomes so again soon; what stood already when this
+//! replica took over was told by the one before it. A burst is spread over time.
 
+use crate::backends::Refused;
 use crate::keeper::Shared;
+use podveil_identity::KubernetesName;
 use podveil_index::WorkloadStatus;
 use podveil_kube::Standing;
 use podveil_kube::k8s_openapi::api::core::v1::ObjectReference;
@@ -12,6 +14,7 @@ use podveil_kube::kube::Client;
 use podveil_kube::kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use podveil_model::Stage;
 use podveil_source::Cluster;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,15 +26,22 @@ const EVERY: Duration = Duration::from_secs(2);
 const MAX_IN_ROUND: usize = 20;
 /// Being captured takes a moment; only what takes longer is worth an event.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// What is so again within this was told already: pods that flap are no news.
+const REMEMBERED: Duration = Duration::from_secs(600);
+/// Of things that are no longer so; above it the oldest are forgotten, and told again where they come back.
+const MAX_REMEMBERED: usize = 20_000;
 /// The API takes 1 KiB.
-const MAX_NOTE_CHARS: usize = 250;
+const MAX_NOTE_CHARS: usize = 500;
 
 /// What there may be to say about one object.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 enum Reason {
     BadSetting,
+    CaptureBroken,
     Enrolled,
     NotCaptured,
+    NotEnrolled,
+    RefusesApiServer,
 }
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -43,8 +53,11 @@ struct Key {
 
 #[derive(Debug)]
 struct Told {
+    /// When it became so.
     at: Instant,
     sent: bool,
+    /// Since when it is no longer so.
+    gone: Option<Instant>,
 }
 
 /// Runs until the controller stops.
@@ -53,6 +66,7 @@ pub(crate) async fn write(
     replica: String,
     index: Shared,
     cluster: watch::Receiver<Option<Arc<Cluster>>>,
+    refused: watch::Receiver<Arc<Refused>>,
     standing: watch::Receiver<Standing>,
 ) {
     let reporter = Reporter {
@@ -77,17 +91,16 @@ pub(crate) async fn write(
         let mut last = told.take().unwrap_or_default();
         let mut next = HashMap::new();
         let mut sent = 0;
-        for (key, object) in due(&index.status(), &cluster) {
+        let refused = refused.borrow().clone();
+        for (key, object) in due(&index.status(), &cluster, &refused) {
             let mut one = last.remove(&key).unwrap_or(Told {
                 at: now,
                 // Good news from before are no news.
                 sent: first && key.reason == Reason::Enrolled,
+                gone: None,
             });
-            let patience = match key.reason {
-                Reason::NotCaptured => PATIENCE,
-                Reason::BadSetting | Reason::Enrolled => Duration::ZERO,
-            };
-            if !one.sent && now.duration_since(one.at) >= patience && sent < MAX_IN_ROUND {
+            one.gone = None;
+            if !one.sent && now.duration_since(one.at) >= key.patience() && sent < MAX_IN_ROUND {
                 sent += 1;
                 match recorder.publish(&event(&key), &object).await {
                     Ok(()) => one.sent = true,
@@ -96,36 +109,62 @@ pub(crate) async fn write(
             }
             next.insert(key, one);
         }
+        remember(&mut next, last, now);
         told = Some(next);
     }
+}
+
+/// What was told and is no longer so.
+fn remember(next: &mut HashMap<Key, Told>, gone: HashMap<Key, Told>, now: Instant) {
+    let room = MAX_REMEMBERED.saturating_sub(next.len());
+    let mut gone: Vec<_> = gone
+        .into_iter()
+        .filter(|(_, told)| told.sent)
+        .map(|(key, told)| {
+            let gone = Some(told.gone.unwrap_or(now));
+            (key, Told { gone, ..told })
+        })
+        .filter(|(_, told)| {
+            told.gone
+                .is_some_and(|gone| now.duration_since(gone) < REMEMBERED)
+        })
+        .collect();
+    gone.sort_by_key(|(_, told)| std::cmp::Reverse(told.gone));
+    next.extend(gone.into_iter().take(room));
 }
 
 /// All that is so now.
 fn due<'a>(
     status: &'a podveil_index::Status,
     cluster: &'a Cluster,
+    refused: &'a Refused,
 ) -> impl Iterator<Item = (Key, ObjectReference)> + 'a {
-    let of_namespaces = status.namespaces.iter().flat_map(|(name, conditions)| {
-        let uid = cluster
-            .namespace(name)
-            .map(|namespace| namespace.uid.to_string());
-        conditions.iter().map(move |condition| {
-            let object = ObjectReference {
-                api_version: Some("v1".to_owned()),
-                kind: Some("Namespace".to_owned()),
-                name: Some(name.to_string()),
-                uid: uid.clone(),
-                ..ObjectReference::default()
-            };
-            (key(name.as_str(), Reason::BadSetting, condition), object)
-        })
+    let bad = status.namespaces.iter().flat_map(|(name, conditions)| {
+        let bad = move |note: &'a String| (name, Reason::BadSetting, Cow::from(note));
+        conditions.iter().map(bad)
     });
+    let not_begun = status.not_begun.iter().flat_map(|(why, namespaces)| {
+        let note = why.to_string();
+        let refused = move |name: &'a _| (name, Reason::NotEnrolled, Cow::from(note.clone()));
+        namespaces.iter().map(refused)
+    });
+    let refused = refused.iter().flat_map(|(name, notes)| {
+        let refused = move |note: &'a String| (name, Reason::RefusesApiServer, Cow::from(note));
+        notes.iter().map(refused)
+    });
+    let of_namespaces = bad
+        .chain(not_begun)
+        .chain(refused)
+        .map(|(name, reason, note)| (key(name.as_str(), reason, &note), namespace(name, cluster)));
     let of_pods = status.workloads.iter().flat_map(|workload| {
         let bad = workload
             .conditions
             .iter()
             .map(|condition| (Reason::BadSetting, condition.as_str()));
         let stage = match workload.stage {
+            Stage::Mandatory if !workload.reason.is_empty() => {
+                Some((Reason::CaptureBroken, workload.reason.as_str()))
+            }
             Stage::Mandatory => Some((
                 Reason::Enrolled,
                 "TCP with other enrolled pods is encrypted and authenticated",
@@ -149,6 +188,30 @@ fn key(object: &str, reason: Reason, note: &str) -> Key {
     }
 }
 
+impl Key {
+    fn patience(&self) -> Duration {
+        match self.reason {
+            Reason::CaptureBroken | Reason::NotCaptured => PATIENCE,
+            Reason::BadSetting
+            | Reason::Enrolled
+            | Reason::NotEnrolled
+            | Reason::RefusesApiServer => Duration::ZERO,
+        }
+    }
+}
+
+fn namespace(name: &KubernetesName, cluster: &Cluster) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Namespace".to_owned()),
+        name: Some(name.to_string()),
+        uid: cluster
+            .namespace(name)
+            .map(|namespace| namespace.uid.to_string()),
+        ..ObjectReference::default()
+    }
+}
+
 fn pod(workload: &WorkloadStatus) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".to_owned()),
@@ -163,8 +226,11 @@ fn pod(workload: &WorkloadStatus) -> ObjectReference {
 fn event(key: &Key) -> Event {
     let (type_, reason) = match key.reason {
         Reason::BadSetting => (EventType::Warning, "BadSetting"),
+        Reason::CaptureBroken => (EventType::Warning, "CaptureBroken"),
         Reason::Enrolled => (EventType::Normal, "Enrolled"),
         Reason::NotCaptured => (EventType::Warning, "NotCaptured"),
+        Reason::NotEnrolled => (EventType::Warning, "NotEnrolled"),
+        Reason::RefusesApiServer => (EventType::Warning, "RefusesApiServer"),
     };
     Event {
         type_,

@@ -16,6 +16,7 @@
 
 #![forbid(unsafe_code)]
 
+mod backends;
 mod caller;
 mod config;
 mod controller;

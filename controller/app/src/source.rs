@@ -21,11 +21,13 @@ pub(crate) struct Source {
 impl Source {
     pub(crate) async fn start(
         config: &Config,
+        client: Option<Client>,
         stop: &CancellationToken,
     ) -> Result<Self, StartError> {
         match &config.source {
             SourceConfig::File(path) => {
-                let source = FileSource::start(path, stop.clone()).map_err(StartError::Source)?;
+                let source = FileSource::start(path, config.defaults, stop.clone())
+                    .map_err(StartError::Source)?;
                 let found = source.cluster().borrow().trust_domain.clone();
                 let configured = config.trust_domain()?;
                 if found != configured {
@@ -38,13 +40,18 @@ impl Source {
                 })
             }
             SourceConfig::Kubernetes => {
-                let client = podveil_kube::client()
-                    .await
-                    .map_err(StartError::Kubernetes)?;
+                let client = match client {
+                    Some(client) => client,
+                    None => podveil_kube::client()
+                        .await
+                        .map_err(StartError::Kubernetes)?,
+                };
                 let options = KubeOptions {
                     trust_domain: config.trust_domain()?,
                     scope: Scope::All,
                     own_namespace: config.namespace()?,
+                    defaults: config.defaults,
+                    take_over: config.take_over,
                 };
                 let source = KubeSource::start(client.clone(), options, stop.clone());
                 Ok(Self {

@@ -84,6 +84,11 @@ pub(crate) fn json(
                     .iter()
                     .map(move |condition| format!("namespace {name}: {condition}"))
             })
+            .chain(index.not_begun.iter().flat_map(|(why, namespaces)| {
+                namespaces
+                    .iter()
+                    .map(move |name| format!("namespace {name}: {why}"))
+            }))
             .chain(index.conditions)
             .collect(),
     };

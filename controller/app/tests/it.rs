@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The whole controller in process, over real TLS on loopback, with nodes that follow a script.
 
+#[path = "it/authorities.rs"]
+mod authorities;
 #[path = "it/fixture.rs"]
 mod fixture;
 #[path = "it/node.rs"]

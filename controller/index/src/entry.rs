@@ -31,15 +31,34 @@ pub(crate) struct Entry {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum NotWanted {
     Rule(NotEnrolled),
-    /// It was told to end before it was begun with.
+    NotBegun(NotBegun),
+}
+
+/// Why nothing is begun with a pod; one that is under way already stays.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NotBegun {
+    /// Cilium captures the same pods for a ztunnel of its own.
+    CiliumEncrypts,
     Terminating,
+}
+
+impl std::fmt::Display for NotBegun {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::CiliumEncrypts => {
+                "Cilium's encryption.type=ztunnel is on, and two that capture the same pods would break each other: \
+                 switch it off, or set enrolment.takeOver"
+            }
+            Self::Terminating => "the pod is ending",
+        })
+    }
 }
 
 impl std::fmt::Display for NotWanted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Rule(rule) => rule.fmt(f),
-            Self::Terminating => f.write_str("the pod is ending"),
+            Self::NotBegun(why) => why.fmt(f),
         }
     }
 }
@@ -52,6 +71,7 @@ struct MadeOf {
     namespace_settings: NamespaceSettings,
     locality: podveil_model::Locality,
     released: Option<u64>,
+    cilium_encrypts: bool,
 }
 
 /// What a pod's entry is made of.
@@ -71,7 +91,7 @@ impl Entry {
     }
 
     pub(crate) fn wanted(&self) -> bool {
-        self.not_wanted.is_none()
+        wanted(self.not_wanted, self.enrolment.stage())
     }
 
     pub(crate) fn settings(&self) -> &Settings {
@@ -114,11 +134,14 @@ impl Entry {
             derived,
             lift,
         } = parts;
-        let known = pod
-            .version
-            .max(namespace.version)
-            .max(cluster.released.unwrap_or_default())
-            .saturating_add(lift);
+        let newest = |pod: u64, namespace: u64| {
+            pod.max(namespace)
+                .max(cluster.released.unwrap_or_default())
+                .saturating_add(lift)
+        };
+        let known = newest(pod.version, namespace.version);
+        // Not by what is newer and decides nothing: another replica may have seen it later.
+        let deciding = newest(pod.decided, namespace.decided);
         let mut bad_settings = Vec::new();
         let settings = settings::settings(
             pod,
@@ -129,16 +152,19 @@ impl Entry {
         let mut enrolment = match (&last, restored) {
             (Some(last), _) => last.enrolment.clone(),
             (None, Some(saved)) => Enrolment::restored(saved.stage, saved.resource_version),
-            (None, None) => Enrolment::new(known),
+            (None, None) => Enrolment::new(deciding),
         };
-        // A pod that is told to end is not begun with; one that is under way stays.
-        let begins = pod.phase == Phase::Running || enrolment.stage() != Stage::None;
-        let not_wanted = match cluster.enrolment(pod, &namespace, namespace_settings.mode) {
+        let not_wanted = match cluster.enrolment(pod, &namespace, namespace_settings.rules) {
             Err(rule) => Some(NotWanted::Rule(rule)),
-            Ok(()) if !begins => Some(NotWanted::Terminating),
+            Ok(()) if pod.phase != Phase::Running => {
+                Some(NotWanted::NotBegun(NotBegun::Terminating))
+            }
+            Ok(()) if cluster.cilium_encrypts => {
+                Some(NotWanted::NotBegun(NotBegun::CiliumEncrypts))
+            }
             Ok(()) => None,
         };
-        let wanted = not_wanted.is_none();
+        let wanted = wanted(not_wanted, enrolment.stage());
         let decided = match (&last, restored) {
             (Some(last), _) => last.wanted() != wanted || last.settings != settings,
             (None, Some(saved)) => {
@@ -147,7 +173,7 @@ impl Entry {
             (None, None) => false,
         };
         if decided {
-            enrolment.decided(known);
+            enrolment.decided(deciding);
         }
         let workload = Workload {
             mode: settings.mode,
@@ -180,7 +206,9 @@ impl Entry {
 
     /// Takes over where its node knows more; whether that changed anything.
     pub(crate) fn adopt(&mut self, held: Held, fresh: bool) -> bool {
-        let wanted = self.wanted();
+        // What is under way at its node goes on, also where it would not be begun with now.
+        let wanted =
+            self.wanted() || (held.stage.wants_capture() && wanted(self.not_wanted, held.stage));
         let adopted = self.enrolment.adopt(held, wanted, self.known, fresh);
         if adopted {
             self.show_stage();
@@ -199,6 +227,14 @@ impl Entry {
     }
 }
 
+fn wanted(not_wanted: Option<NotWanted>, stage: Stage) -> bool {
+    match not_wanted {
+        None => true,
+        Some(NotWanted::Rule(_)) => false,
+        Some(NotWanted::NotBegun(_)) => stage != Stage::None,
+    }
+}
+
 impl Parts<'_> {
     fn made_of(&self) -> MadeOf {
         let node = self.cluster.nodes.get(&self.pod.node);
@@ -208,6 +244,7 @@ impl Parts<'_> {
             namespace_settings: self.namespace_settings,
             locality: node.map_or_else(Default::default, |node| node.locality.clone()),
             released: self.cluster.released,
+            cilium_encrypts: self.cluster.cilium_encrypts,
         }
     }
 }
@@ -219,5 +256,6 @@ impl MadeOf {
             && self.namespace_settings == other.namespace_settings
             && self.locality == other.locality
             && self.released == other.released
+            && self.cilium_encrypts == other.cilium_encrypts
     }
 }

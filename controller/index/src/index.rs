@@ -5,10 +5,10 @@ use crate::nodes::Nodes;
 use crate::resolve::{Resolved, resolve};
 use crate::settings::{self, NamespaceSettings};
 use crate::status::{self, Status};
-use crate::{Condition, Module, Report, Saved, SavedWorkload, Snapshot};
+use crate::{Condition, Module, NotBegun, Report, Saved, SavedWorkload, Snapshot};
 use podveil_identity::KubernetesName;
 use podveil_model::{Epoch, MeshConfig, Stage, Uid, Workload};
-use podveil_source::{Cluster, Namespace};
+use podveil_source::{Cluster, Namespace, Rules};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
@@ -37,6 +37,8 @@ pub struct Index {
     mesh: Option<Arc<MeshConfig>>,
     conditions: Vec<String>,
     namespace_conditions: BTreeMap<KubernetesName, Vec<String>>,
+    /// Labelled namespaces in which nothing is begun.
+    not_begun: Option<(NotBegun, Vec<KubernetesName>)>,
     /// The number of the newest snapshot.
     published: u64,
     /// Something differs from that snapshot.
@@ -86,6 +88,7 @@ impl Index {
             mesh: None,
             conditions: Vec::new(),
             namespace_conditions: BTreeMap::new(),
+            not_begun: None,
             published: 0,
             changed: false,
         }
@@ -297,6 +300,7 @@ impl Index {
                 .map(|entry| status::workload(entry, &self.nodes, now))
                 .collect(),
             namespaces: self.namespace_conditions.clone(),
+            not_begun: self.not_begun.clone(),
             conditions: self.conditions.clone(),
         }
     }
@@ -374,20 +378,31 @@ impl Index {
                     .filter(|pod| pod.namespace == *name)
                     .find_map(|pod| self.saved.get(&pod.uid))?
                     .mode;
-                Some(NamespaceSettings {
+                let rules = Rules {
                     mode,
+                    ..cluster.defaults.rules()
+                };
+                Some(NamespaceSettings {
+                    rules,
                     ..NamespaceSettings::default()
                 })
             });
             namespaces.insert(
                 name.clone(),
-                settings::of_namespace(namespace, last, &mut bad),
+                settings::of_namespace(namespace, cluster.defaults, last, &mut bad),
             );
             if !bad.is_empty() {
                 self.namespace_conditions.insert(name.clone(), bad);
             }
         }
         self.namespaces = namespaces;
+        self.not_begun = cluster.cilium_encrypts.then(|| {
+            let labelled = |(name, namespace): (&KubernetesName, &Arc<Namespace>)| {
+                (namespace.is_labelled() && !namespace.own).then(|| name.clone())
+            };
+            let labelled = cluster.namespaces.iter().filter_map(labelled).collect();
+            (NotBegun::CiliumEncrypts, labelled)
+        });
     }
 
     fn take_mesh(&mut self, cluster: &Cluster, version: u64) {

@@ -30,7 +30,7 @@ mod snapshot;
 mod status;
 
 pub use enrolment::{Held, Saved, SavedWorkload};
-pub use entry::NotWanted;
+pub use entry::{NotBegun, NotWanted};
 pub use index::{Awaited, AwaitedWorkload, Index, Start};
 pub use nodes::{Condition, Module, Report, SILENCE, WorkloadReport};
 pub use snapshot::Snapshot;

@@ -2,7 +2,7 @@
 //! What a pod's namespace and annotations set. A value that cannot be read keeps the last good one.
 
 use podveil_model::{External, Mode, is_own_port};
-use podveil_source::{Namespace, Pod, labels};
+use podveil_source::{Defaults, Namespace, Pod, Rules, labels};
 use std::collections::BTreeSet;
 
 /// More ports than any pod leaves out; a longer list is a mistake.
@@ -11,7 +11,7 @@ const MAX_PORTS: usize = 64;
 /// What holds for every pod of a namespace.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct NamespaceSettings {
-    pub mode: Mode,
+    pub rules: Rules,
     pub external: External,
 }
 
@@ -27,10 +27,10 @@ pub(crate) struct Settings {
 /// The settings of a namespace, where `last` were those before.
 pub(crate) fn of_namespace(
     namespace: &Namespace,
+    defaults: Defaults,
     last: Option<NamespaceSettings>,
     conditions: &mut Vec<String>,
 ) -> NamespaceSettings {
-    let last = last.unwrap_or_default();
     if let Some(value) = namespace.labels.get(labels::ENROL)
         && value != "true"
         && value != "false"
@@ -40,35 +40,25 @@ pub(crate) fn of_namespace(
             labels::ENROL
         ));
     }
+    let (rules, mut bad) = namespace.rules(last.map(|last| last.rules), defaults);
+    let external = namespace.external().unwrap_or_else(|fault| {
+        bad.push(fault);
+        last.map(|last| last.external)
+    });
+    conditions.extend(
+        bad.iter()
+            .map(|fault| format!("{fault}; the last good one stays")),
+    );
     NamespaceSettings {
-        mode: namespace.mode().map_or_else(
-            |bad| {
-                conditions.push(format!("{bad}; {} stays", name(last.mode)));
-                last.mode
-            },
-            Option::unwrap_or_default,
-        ),
-        external: namespace.external().map_or_else(
-            |bad| {
-                conditions.push(format!("{bad}; the last good one stays"));
-                last.external
-            },
-            Option::unwrap_or_default,
-        ),
-    }
-}
-
-pub(crate) fn name(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Permissive => "permissive",
-        Mode::Strict => "strict",
+        rules,
+        external: external.unwrap_or_default(),
     }
 }
 
 /// The settings of a pod in a namespace of these.
 pub(crate) fn settings(
     pod: &Pod,
-    NamespaceSettings { mode, external }: NamespaceSettings,
+    NamespaceSettings { rules, external }: NamespaceSettings,
     last: Option<&Settings>,
     conditions: &mut Vec<String>,
 ) -> Settings {
@@ -84,6 +74,7 @@ pub(crate) fn settings(
             last.cloned().unwrap_or_default()
         })
     };
+    let mode = rules.mode;
     let mut settings = Settings {
         mode,
         external,

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a person is told: where each workload and each program stands, and what it waits for.
 
-use crate::Module;
 use crate::entry::Entry;
 use crate::nodes::{Condition, Nodes};
+use crate::{Module, NotBegun};
 use podveil_identity::{KubernetesName, WorkloadIdentity};
 use podveil_model::{Epoch, Mode, Stage, Uid};
 use std::collections::BTreeMap;
@@ -25,7 +25,9 @@ pub struct Status {
     pub workloads: Vec<WorkloadStatus>,
     /// What could not be taken as it was written, by namespace.
     pub namespaces: BTreeMap<KubernetesName, Vec<String>>,
-    /// The same of services.
+    /// Labelled namespaces in which nothing is begun, and why.
+    pub not_begun: Option<(NotBegun, Vec<KubernetesName>)>,
+    /// What could not be taken as it was written of services.
     pub conditions: Vec<String>,
 }
 
@@ -122,7 +124,8 @@ pub(crate) fn workload(entry: &Entry, nodes: &Nodes, now: Instant) -> WorkloadSt
 
 fn reason(entry: &Entry, nodes: &Nodes, now: Instant) -> String {
     match entry.enrolment.stage() {
-        Stage::Mandatory => String::new(),
+        // It stays so, whatever has become of it: its node refuses rather than to let plain through.
+        Stage::Mandatory => broken(entry, nodes).unwrap_or_default(),
         Stage::None => entry
             .not_wanted
             .map_or_else(String::new, |why| why.to_string()),
@@ -135,6 +138,18 @@ fn reason(entry: &Entry, nodes: &Nodes, now: Instant) -> String {
             .unwrap_or_default(),
         Stage::Capturable | Stage::Announced | Stage::Draining => not_applied(entry, nodes, now),
     }
+}
+
+/// What a module of its node says is wrong with a workload that is captured.
+fn broken(entry: &Entry, nodes: &Nodes) -> Option<String> {
+    Module::ALL
+        .iter()
+        .find_map(|module| match not_ready(entry, nodes, *module)? {
+            NotReady::Pending { reason } if !reason.is_empty() => {
+                Some(format!("{module} on {}: {reason}", entry.workload.node))
+            }
+            _ => None,
+        })
 }
 
 /// Why a module of the workload's own node does not count as ready.

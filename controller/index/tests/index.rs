@@ -4,7 +4,7 @@
 #[path = "index/world.rs"]
 mod world;
 
-use podveil_index::{Condition, Held, Index, Module, Report, SILENCE, Saved, Start};
+use podveil_index::{Condition, Held, Index, Module, NotBegun, Report, SILENCE, Saved, Start};
 use podveil_model::{Epoch, Health, Mode, Stage};
 use std::time::Duration;
 use world::World;
@@ -513,6 +513,59 @@ fn without_saved_state_the_epochs_in_use_are_gone_on_with() {
     reported(&mut world, Stage::Announced, 50, 3);
     let epoch = world.workload("web").epoch;
     assert_eq!((epoch.resource_version, epoch.stage), (50, 3));
+}
+
+#[test]
+fn what_is_under_way_at_its_node_goes_on_where_it_would_not_be_begun_with() {
+    let ending = LABELLED.replace("addresses", "phase: Terminating, addresses");
+    let mut world = World::after_reports();
+    world.apply(&ending);
+    reported(&mut world, Stage::Mandatory, 50, 4);
+    assert_eq!(world.stages_published("web"), [Stage::Mandatory]);
+    let mut world = World::after_reports();
+    world.apply_with(LABELLED, |cluster| cluster.cilium_encrypts = true);
+    reported(&mut world, Stage::Announced, 50, 3);
+    assert_eq!(
+        world.stages_published("web").first(),
+        Some(&Stage::Announced)
+    );
+}
+
+#[test]
+fn where_cilium_encrypts_nothing_is_begun_and_each_labelled_namespace_is_told() {
+    let mut world = World::new();
+    world.apply_with(LABELLED, |cluster| cluster.cilium_encrypts = true);
+    assert_eq!(world.stage("web"), Stage::None);
+    assert!(world.reason("web").contains("takeOver"));
+    let (why, namespaces) = world.index.status(world.now).not_begun.unwrap();
+    assert_eq!(why, NotBegun::CiliumEncrypts);
+    assert_eq!(namespaces, ["shop".parse().unwrap()]);
+    world.apply(LABELLED);
+    assert_eq!(world.stage("web"), Stage::Wanted);
+    // And back: it has been begun with.
+    world.apply_with(LABELLED, |cluster| cluster.cilium_encrypts = true);
+    assert_eq!(world.stage("web"), Stage::Wanted);
+}
+
+#[test]
+fn what_labels_do_not_say_the_defaults_do() {
+    let out = LABELLED.replace(
+        "addresses",
+        "labels: {io.cilium/mtls-enabled: 'false'}, addresses",
+    );
+    let mut world = World::new();
+    world.apply(&out);
+    assert_eq!(world.stage("web"), Stage::None);
+    let defaults = |text: &str| serde_json::from_str(text).unwrap();
+    world.apply_with(&out, |cluster| {
+        cluster.defaults = defaults(r#"{"pod_opt_out": "refuse"}"#);
+    });
+    assert_eq!(world.stage("web"), Stage::Wanted);
+    assert_eq!(world.workload("web").mode, Mode::Permissive);
+    world.apply_with(LABELLED, |cluster| {
+        cluster.defaults = defaults(r#"{"mode": "strict"}"#);
+    });
+    assert_eq!(world.workload("web").mode, Mode::Strict);
 }
 
 #[test]

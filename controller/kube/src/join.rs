@@ -45,6 +45,7 @@ impl Join {
             && tables.services.complete
             && tables.slices.complete
             && tables.ranges.complete
+            && (tables.cilium.complete || self.options.take_over)
             && tables.markers.complete;
         if !pods || !(rest || self.options.scope == Scope::Pods) {
             return None;
@@ -54,6 +55,8 @@ impl Join {
             trust_domain: self.options.trust_domain.clone(),
             ranges: ranges(tables),
             plain_outbound: plain_outbound(tables.services.values().map(Arc::as_ref)),
+            defaults: self.options.defaults,
+            cilium_encrypts: tables.cilium.values().next().is_some(),
             released: tables.markers.values().map(|marker| marker.version).max(),
             nodes: tables
                 .nodes
@@ -180,6 +183,7 @@ pub(crate) fn fault(tables: &mut Tables) -> Option<Arc<str>> {
         current(&mut tables.services),
         current(&mut tables.slices),
         current(&mut tables.ranges),
+        current(&mut tables.cilium),
         current(&mut tables.markers),
     ]
     .into_iter()

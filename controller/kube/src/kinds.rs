@@ -43,6 +43,7 @@ pub(crate) struct Tables {
     pub services: Table<services::ServiceObject>,
     pub slices: Table<endpoints::Slice>,
     pub ranges: Table<objects::ServiceRange>,
+    pub cilium: Table<objects::CiliumEncrypts>,
     pub markers: Table<objects::Marker>,
     /// The newest version of any object so far.
     pub version: u64,
@@ -54,6 +55,7 @@ pub(crate) struct Nodes;
 pub(crate) struct Services;
 pub(crate) struct Slices;
 pub(crate) struct ServiceRanges;
+pub(crate) struct CiliumConfigs;
 pub(crate) struct Markers;
 
 /// `<namespace>/<name>`, or the name alone.
@@ -174,6 +176,17 @@ kind!(
     true
 );
 kind!(
+    CiliumConfigs,
+    namespaced,
+    "configmaps",
+    core::ConfigMap,
+    objects::CiliumEncrypts,
+    objects::cilium_encrypts,
+    name,
+    cilium,
+    true
+);
+kind!(
     Markers,
     namespaced,
     "configmaps",
@@ -233,6 +246,7 @@ impl Kept for Pod {
             probe_ports,
             created,
             version: _,
+            decided: _,
         } = self;
         *name == other.name
             && *namespace == other.namespace
@@ -249,5 +263,15 @@ impl Kept for Pod {
             && *host_ports == other.host_ports
             && *probe_ports == other.probe_ports
             && *created == other.created
+    }
+
+    fn follow(&mut self, before: &Self) {
+        let decides_the_same = self.node == before.node
+            && self.labels == before.labels
+            && self.annotations == before.annotations
+            && self.host_network == before.host_network;
+        if decides_the_same {
+            self.decided = before.decided;
+        }
     }
 }

@@ -8,12 +8,13 @@
 //! The first `Cluster` is there when every watch has read its whole list. A watch that breaks keeps what it has, says so
 //! in the [`Status`](podveil_source::Status), and goes on by itself.
 //!
-//! Beside it, [`Election`]: which of several replicas acts.
+//! Beside it, [`Election`]: which of several replicas acts; and [`Backend`]: what the API server itself dials.
 //!
 //! Left out: what the state means (`podveil-index`), and everything else that is written to the API.
 
 #![forbid(unsafe_code)]
 
+mod backends;
 mod client;
 mod endpoints;
 mod follow;
@@ -26,6 +27,7 @@ mod services;
 mod source;
 mod table;
 
+pub use backends::Backend;
 pub use client::{ClientError, client};
 pub use k8s_openapi;
 pub use kube;

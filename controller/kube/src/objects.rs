@@ -19,15 +19,27 @@ impl Kept for Namespace {
     fn same(&self, other: &Self) -> bool {
         self.labels == other.labels && self.own == other.own && self.uid == other.uid
     }
+
+    fn follow(&mut self, before: &Self) {
+        if self.same(before) {
+            self.decided = before.decided;
+        }
+    }
 }
 
 /// Whether it is our own is for the reader to say.
 pub(crate) fn namespace(object: core::Namespace) -> Option<Namespace> {
     Some(Namespace {
         version: version(&object),
+        decided: version(&object),
         labels: only(
             object.metadata.labels,
-            &[labels::ENROL, labels::MODE, labels::EXTERNAL],
+            &[
+                labels::ENROL,
+                labels::EXTERNAL,
+                labels::MODE,
+                labels::POD_OPT_OUT,
+            ],
         ),
         own: false,
         uid: object.metadata.uid.as_deref().unwrap_or_default().into(),
@@ -98,6 +110,21 @@ pub(crate) fn service_range(object: ServiceCIDR) -> Option<ServiceRange> {
             .filter_map(|range| range.parse().ok())
             .collect(),
     ))
+}
+
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct CiliumEncrypts;
+
+impl Kept for CiliumEncrypts {
+    fn same(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+/// `None` unless Cilium's agent captures pods for a ztunnel of its own.
+pub(crate) fn cilium_encrypts(object: core::ConfigMap) -> Option<CiliumEncrypts> {
+    let on = object.data?.get("enable-ztunnel")?.parse() == Ok(true);
+    on.then_some(CiliumEncrypts)
 }
 
 #[derive(Debug, Eq, PartialEq)]

@@ -67,6 +67,7 @@ pub(crate) fn read(object: core::Pod) -> Option<Pod> {
         node,
         host_network,
         version,
+        decided: version,
     })
 }
 

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::follow::{Shared, follow};
 use crate::join::{self, Join, RECOVERED};
-use crate::kinds::{Kind, Markers, Namespaces, Nodes, Pods, ServiceRanges, Services, Slices};
+use crate::kinds::{
+    CiliumConfigs, Kind, Markers, Namespaces, Nodes, Pods, ServiceRanges, Services, Slices,
+};
 use kube::Client;
 use podveil_identity::{KubernetesName, TrustDomain};
-use podveil_source::{Cluster, Status};
+use podveil_source::{Cluster, Defaults, Status};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -14,6 +16,9 @@ use tokio_util::sync::CancellationToken;
 const SETTLE: Duration = Duration::from_millis(3);
 /// The ConfigMap in our own namespace that says when Podveil is to be taken out.
 pub const UNINSTALL_CONFIG_MAP: &str = "podveil-uninstall";
+
+/// Namespace and name of the ConfigMap that Cilium's agent is configured by.
+const CILIUM: (&str, &str) = ("kube-system", "cilium-config");
 
 /// What is read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -31,6 +36,10 @@ pub struct KubeOptions {
     pub scope: Scope,
     /// The namespace of Podveil's own programs: never enrolled.
     pub own_namespace: KubernetesName,
+    /// What holds where a namespace's labels say nothing.
+    pub defaults: Defaults,
+    /// Begin with pods also where Cilium's own `encryption.type=ztunnel` is on.
+    pub take_over: bool,
 }
 
 /// A cluster that is being followed.
@@ -58,6 +67,9 @@ impl KubeSource {
             watches.start::<Services>(None, None);
             watches.start::<Slices>(None, None);
             watches.start::<ServiceRanges>(None, None);
+            if !options.take_over {
+                watches.start::<CiliumConfigs>(CILIUM.0.parse().ok().as_ref(), Some(CILIUM.1));
+            }
             watches.start::<Markers>(Some(&options.own_namespace), Some(UNINSTALL_CONFIG_MAP));
         }
         let joining = keep_joined(Join::new(options), shared, cluster_tx, status_tx);
@@ -121,13 +133,13 @@ async fn keep_joined(
         };
         faulty = fault.is_some();
         let changed = newest.is_some();
-        if let Some(newest) = newest {
-            cluster.send_replace(Some(Arc::new(newest)));
-        }
         status.send_modify(|status| {
             status.changes += u64::from(changed);
             status.error = fault.map(|sentence| Arc::new(Fault(sentence)) as _);
         });
+        if let Some(newest) = newest {
+            cluster.send_replace(Some(Arc::new(newest)));
+        }
     }
 }
 

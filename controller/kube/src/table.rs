@@ -25,6 +25,9 @@ pub(crate) struct Fault {
 pub(crate) trait Kept: PartialEq {
     /// Equal but for the version? Such a change wakes nobody.
     fn same(&self, other: &Self) -> bool;
+
+    /// Takes over from the object as it was before what must not change while the rest does.
+    fn follow(&mut self, _before: &Self) {}
 }
 
 impl<V> Default for Table<V> {
@@ -53,7 +56,10 @@ impl<V: Kept> Table<V> {
     }
 
     /// One object of that list.
-    pub(crate) fn list(&mut self, key: Arc<str>, object: V) {
+    pub(crate) fn list(&mut self, key: Arc<str>, mut object: V) {
+        if let Some(held) = self.objects.get(&key) {
+            object.follow(held);
+        }
         let object = match self.objects.get(&key) {
             Some(held) if **held == object => held.clone(),
             _ => Arc::new(object),
@@ -77,12 +83,13 @@ impl<V: Kept> Table<V> {
 
     /// A new or changed object; `None`: nothing of it is kept any more. Whether anything is not as it was.
     pub(crate) fn apply(&mut self, key: Arc<str>, object: Option<V>) -> bool {
-        let Some(object) = object else {
+        let Some(mut object) = object else {
             return self.objects.remove(&key).is_some();
         };
         match self.objects.get_mut(&key) {
             Some(held) => {
                 let same = held.same(&object);
+                object.follow(held);
                 *held = Arc::new(object);
                 !same
             }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+use crate::rules::Defaults;
 use ipnet::IpNet;
 use podveil_identity::{KubernetesName, TrustDomain, WorkloadIdentity};
-use podveil_model::{Balancing, EndpointPorts, External, Locality, Mode, ServicePort, Uid};
+use podveil_model::{Balancing, EndpointPorts, Locality, ServicePort, Uid};
 use podveil_policy::Policy;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,6 +16,8 @@ pub mod labels {
     pub const MODE: &str = "podveil.io/mode";
     /// On a namespace: `allow` or `refuse` for addresses outside the cluster.
     pub const EXTERNAL: &str = "podveil.io/external";
+    /// On a namespace: `allow` or `refuse` that its pods opt out.
+    pub const POD_OPT_OUT: &str = "podveil.io/pod-opt-out";
     /// On a pod, a comma-separated list of ports, as the two below.
     pub const EXCLUDE_OUTBOUND_PORTS: &str = "podveil.io/exclude-outbound-ports";
     pub const EXCLUDE_INBOUND_PORTS: &str = "podveil.io/exclude-inbound-ports";
@@ -32,6 +35,9 @@ pub struct Cluster {
     pub ranges: Option<Ranges>,
     /// What strict workloads may reach in plain.
     pub plain_outbound: Vec<IpNet>,
+    pub defaults: Defaults,
+    /// Cilium's own `encryption.type=ztunnel` is on, and nobody has set that Podveil takes over.
+    pub cilium_encrypts: bool,
     /// Every namespace counts as not labelled, since this version: Podveil is being taken out.
     pub released: Option<u64>,
     pub nodes: BTreeMap<KubernetesName, Node>,
@@ -64,6 +70,8 @@ pub struct Namespace {
     pub uid: Arc<str>,
     /// As [`Pod::version`].
     pub version: u64,
+    /// As [`Pod::decided`].
+    pub decided: u64,
 }
 
 /// One pod; `workloads` in the file.
@@ -90,6 +98,8 @@ pub struct Pod {
     pub created: u64,
     /// How new this is: its `resourceVersion`, or the version of the file. Comparable between all readers of one cluster.
     pub version: u64,
+    /// The version since which all of it that decides about enrolment is as it is: the same for all who have followed it.
+    pub decided: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
@@ -147,55 +157,6 @@ impl Phase {
     }
 }
 
-impl Namespace {
-    /// Has the label that enrols, whatever becomes of it.
-    pub fn is_labelled(&self) -> bool {
-        self.labels
-            .get(labels::ENROL)
-            .is_some_and(|value| value == "true")
-    }
-
-    /// # Errors
-    /// [`BadExternal`] for a value that is neither `allow` nor `refuse`.
-    pub fn external(&self) -> Result<Option<External>, BadExternal> {
-        match self.labels.get(labels::EXTERNAL).map(String::as_str) {
-            None => Ok(None),
-            Some("allow") => Ok(Some(External::Allow)),
-            Some("refuse") => Ok(Some(External::Refuse)),
-            Some(value) => Err(BadExternal {
-                value: value.to_owned(),
-            }),
-        }
-    }
-
-    /// `None` where nothing is said.
-    ///
-    /// # Errors
-    /// [`BadMode`] for a value that is neither `permissive` nor `strict`.
-    pub fn mode(&self) -> Result<Option<Mode>, BadMode> {
-        match self.labels.get(labels::MODE).map(String::as_str) {
-            None => Ok(None),
-            Some("permissive") => Ok(Some(Mode::Permissive)),
-            Some("strict") => Ok(Some(Mode::Strict)),
-            Some(value) => Err(BadMode {
-                value: value.to_owned(),
-            }),
-        }
-    }
-}
-
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("label podveil.io/mode is {value:?}, not \"permissive\" or \"strict\"")]
-pub struct BadMode {
-    pub value: String,
-}
-
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("label podveil.io/external is {value:?}, not \"allow\" or \"refuse\"")]
-pub struct BadExternal {
-    pub value: String,
-}
-
 impl Cluster {
     /// Equal in all but the version?
     pub fn same_state(&self, other: &Self) -> bool {
@@ -204,6 +165,8 @@ impl Cluster {
             trust_domain,
             ranges,
             plain_outbound,
+            defaults,
+            cilium_encrypts,
             released,
             nodes,
             namespaces,
@@ -214,6 +177,8 @@ impl Cluster {
         *trust_domain == other.trust_domain
             && *ranges == other.ranges
             && *plain_outbound == other.plain_outbound
+            && *defaults == other.defaults
+            && *cilium_encrypts == other.cilium_encrypts
             && *released == other.released
             && *nodes == other.nodes
             && *namespaces == other.namespaces
@@ -225,58 +190,6 @@ impl Cluster {
     pub fn namespace(&self, name: &KubernetesName) -> Option<&Namespace> {
         self.namespaces.get(name).map(Arc::as_ref)
     }
-
-    /// Should this pod be enrolled, by the labels as they stand? A pod opts out only where the mode is not strict.
-    pub fn wants_enrolment(&self, pod: &Pod) -> bool {
-        self.namespace(&pod.namespace).is_some_and(|namespace| {
-            let mode = namespace.mode().ok().flatten().unwrap_or_default();
-            self.enrolment(pod, namespace, mode).is_ok()
-        })
-    }
-
-    /// The one rule about who is enrolled, for whoever has settled the namespace's mode.
-    ///
-    /// # Errors
-    /// Why not.
-    pub fn enrolment(
-        &self,
-        pod: &Pod,
-        namespace: &Namespace,
-        mode: Mode,
-    ) -> Result<(), NotEnrolled> {
-        if namespace.own {
-            Err(NotEnrolled::OwnNamespace)
-        } else if !namespace.is_labelled() {
-            Err(NotEnrolled::NotLabelled)
-        } else if self.released.is_some() {
-            Err(NotEnrolled::Released)
-        } else if pod.phase.is_finished() {
-            Err(NotEnrolled::Finished)
-        } else if pod.host_network {
-            Err(NotEnrolled::HostNetwork)
-        } else if mode != Mode::Strict && pod.opts_out() {
-            Err(NotEnrolled::OptedOut)
-        } else {
-            Ok(())
-        }
-    }
-}
-
-/// Why a pod is not enrolled.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, thiserror::Error)]
-pub enum NotEnrolled {
-    #[error("the pod has finished")]
-    Finished,
-    #[error("the pod shares its node's network")]
-    HostNetwork,
-    #[error("the namespace has no label io.cilium/mtls-enabled=true")]
-    NotLabelled,
-    #[error("the pod's label io.cilium/mtls-enabled=false opts out")]
-    OptedOut,
-    #[error("Podveil's own namespace is never enrolled")]
-    OwnNamespace,
-    #[error("Podveil is being uninstalled")]
-    Released,
 }
 
 impl Pod {

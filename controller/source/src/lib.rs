@@ -17,12 +17,14 @@ mod config;
 mod file;
 mod parse;
 mod policy;
+mod rules;
 mod watch;
 
 pub use cluster::{
-    BadExternal, BadMode, Cluster, Endpoint, Namespace, Node, NotEnrolled, Phase, Pod, PolicyEntry,
-    Ranges, ServiceEntry, Target, labels,
+    Cluster, Endpoint, Namespace, Node, Phase, Pod, PolicyEntry, Ranges, ServiceEntry, Target,
+    labels,
 };
 pub use config::SourceConfig;
 pub use parse::{Fault, ParseError, parse};
+pub use rules::{BadLabel, Defaults, NotEnrolled, Rules};
 pub use watch::{FileSource, LoadError, Status, load};

@@ -3,8 +3,8 @@
 
 use crate::file::{self, Document, Range, Text};
 use crate::{
-    Cluster, Endpoint, Namespace, Node, Phase, Pod, PolicyEntry, Ranges, ServiceEntry, Target,
-    policy,
+    Cluster, Defaults, Endpoint, Namespace, Node, Phase, Pod, PolicyEntry, Ranges, ServiceEntry,
+    Target, policy,
 };
 use ipnet::IpNet;
 use podveil_identity::{KubernetesName, TrustDomain};
@@ -132,6 +132,7 @@ impl Merge {
                 own: false,
                 uid: Arc::default(),
                 version: self.version,
+                decided: self.version,
             };
             self.namespaces.insert(name, Arc::new(namespace));
         }
@@ -202,6 +203,8 @@ impl Merge {
         Ok(Cluster {
             version: self.version,
             trust_domain,
+            defaults: Defaults::default(),
+            cilium_encrypts: false,
             released: None,
             ranges: self.ranges,
             plain_outbound: self.plain_outbound,
@@ -260,6 +263,7 @@ fn pod(workload: file::Workload, version: u64) -> Pod {
         probe_ports: BTreeSet::new(),
         created: 0,
         version,
+        decided: version,
     }
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::{Cluster, ParseError, parse};
+use crate::{Cluster, Defaults, ParseError, parse};
 use notify::Watcher;
 use std::collections::BTreeMap;
 use std::io;
@@ -57,19 +57,25 @@ pub struct FileSource {
 
 impl FileSource {
     /// Reads `path` once, then keeps reading it on every change until `stop`. Must be called on a tokio runtime.
+    /// `defaults` hold in every state that is read.
     ///
     /// # Errors
     /// [`LoadError`] if the first reading fails: there is no last good state to go on with.
-    pub fn start(path: &Path, stop: CancellationToken) -> Result<Self, LoadError> {
+    pub fn start(
+        path: &Path,
+        defaults: Defaults,
+        stop: CancellationToken,
+    ) -> Result<Self, LoadError> {
         // The watch stands before the first reading, so that no change falls between them.
         let (notice, notices) = mpsc::channel(1);
         let watcher = watch_path(path, notice)?;
         let files = read(path)?;
-        let cluster = parse(files.version, files.named())?;
+        let cluster = files.cluster(files.version, defaults)?;
         let (cluster_tx, cluster) = watch::channel(Arc::new(cluster));
         let (status_tx, status) = watch::channel(Status::default());
         let follower = Follower {
             path: path.to_owned(),
+            defaults,
             files: Some(files),
             cluster: cluster_tx,
             status: status_tx,
@@ -99,6 +105,7 @@ pub fn load(path: &Path) -> Result<Cluster, LoadError> {
 
 struct Follower {
     path: PathBuf,
+    defaults: Defaults,
     /// What was read last, good or not; `None` after a reading that failed.
     files: Option<Files>,
     cluster: watch::Sender<Arc<Cluster>>,
@@ -149,7 +156,7 @@ impl Follower {
             return;
         }
         let version = files.version.max(self.cluster.borrow().version + 1);
-        match parse(version, files.named()) {
+        match files.cluster(version, self.defaults) {
             Ok(cluster) => {
                 let same = cluster.same_state(&self.cluster.borrow());
                 if !same {
@@ -224,6 +231,14 @@ struct Files {
 }
 
 impl Files {
+    fn cluster(&self, version: u64, defaults: Defaults) -> Result<Cluster, ParseError> {
+        let cluster = parse(version, self.named())?;
+        Ok(Cluster {
+            defaults,
+            ..cluster
+        })
+    }
+
     fn named(&self) -> impl Iterator<Item = (&Path, &str)> {
         self.texts
             .iter()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a change on disk does, and what a broken one does not.
 
-use podveil_source::{FileSource, LoadError, load};
+use podveil_source::{Defaults, FileSource, LoadError, load};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -29,7 +29,7 @@ impl Fixture {
         std::fs::write(directory.path().join("cluster.yaml"), content).unwrap();
         let stop = CancellationToken::new();
         let path = watched(directory.path().to_owned());
-        let source = FileSource::start(&path, stop.clone()).unwrap();
+        let source = FileSource::start(&path, Defaults::default(), stop.clone()).unwrap();
         Self {
             directory,
             source,

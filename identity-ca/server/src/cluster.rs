@@ -4,7 +4,7 @@ use crate::waiting::Waiting;
 use podveil_identity::{KubernetesName, TrustDomain};
 use podveil_kube::kube::Client;
 use podveil_kube::{KubeOptions, KubeSource, Scope};
-use podveil_source::{Cluster, FileSource};
+use podveil_source::{Cluster, Defaults, FileSource};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +32,7 @@ type Sender = watch::Sender<Option<Arc<Entitlements>>>;
 pub fn follow(
     source: Source,
     trust_domain: TrustDomain,
+    defaults: Defaults,
     waiting: Waiting,
     stop: CancellationToken,
 ) -> watch::Receiver<Option<Arc<Entitlements>>> {
@@ -41,13 +42,23 @@ pub fn follow(
         let following = async {
             match source {
                 Source::File(path) => {
-                    follow_file(path, &trust_domain, &entitlements, &waiting, &stop).await;
+                    follow_file(
+                        path,
+                        &trust_domain,
+                        defaults,
+                        &entitlements,
+                        &waiting,
+                        &stop,
+                    )
+                    .await;
                 }
                 Source::Kubernetes { client, namespace } => {
                     let options = KubeOptions {
                         trust_domain: trust_domain.clone(),
                         scope: Scope::Pods,
                         own_namespace: namespace.clone(),
+                        defaults,
+                        take_over: true,
                     };
                     let source = KubeSource::start(client, options, stop.clone());
                     let programs = Programs::Pods { namespace };
@@ -63,13 +74,14 @@ pub fn follow(
 async fn follow_file(
     path: PathBuf,
     trust_domain: &TrustDomain,
+    defaults: Defaults,
     entitlements: &Sender,
     waiting: &Waiting,
     stop: &CancellationToken,
 ) {
     let mut told = None;
     let source = loop {
-        match FileSource::start(&path, stop.clone()) {
+        match FileSource::start(&path, defaults, stop.clone()) {
             Ok(source) => break source,
             Err(error) => {
                 let text = crate::refusal::with_sources(&error);

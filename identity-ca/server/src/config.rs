@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use podveil_program::config::Override;
 use podveil_program::{HumanDuration, LogFormat};
-use podveil_source::SourceConfig;
+use podveil_source::{Defaults, SourceConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -34,6 +34,9 @@ pub struct Config {
     /// On Kubernetes, the namespace of Podveil's own programs.
     #[serde(default = "default_namespace")]
     pub namespace: String,
+    /// What holds where a namespace's labels say nothing; as the controller has it.
+    #[serde(default)]
+    pub defaults: Defaults,
     /// On Kubernetes, the name of this replica: its pod's.
     #[serde(default)]
     pub replica: Option<String>,

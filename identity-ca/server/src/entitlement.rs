@@ -2,8 +2,8 @@
 //! Who may have which identity: the CA's own narrow reading of the cluster, never the controller's.
 
 use podveil_identity::{KubernetesName, ProgramIdentity, TrustDomain, WorkloadIdentity};
-use podveil_model::{Mode, Uid};
-use podveil_source::{Cluster, Pod};
+use podveil_model::Uid;
+use podveil_source::{Cluster, Pod, Rules};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ pub struct Entitlements {
     /// What each pod by itself has; the grace is its own, not that of others with its identity.
     pods: HashMap<Uid, (KubernetesName, WorkloadIdentity, Standing)>,
     /// A value that cannot be read keeps the last good one, as with the controller.
-    modes: HashMap<KubernetesName, Mode>,
+    rules: HashMap<KubernetesName, Rules>,
     programs: HashSet<ProgramIdentity>,
     /// Pods of [`Programs::Pods`] that are not finished.
     program_pods: HashMap<Uid, ProgramIdentity>,
@@ -79,7 +79,7 @@ impl Entitlements {
             trust_domain: cluster.trust_domain.clone(),
             by_node: HashMap::new(),
             pods: HashMap::new(),
-            modes: modes(cluster, before),
+            rules: rules(cluster, before),
             programs: HashSet::new(),
             program_pods: HashMap::new(),
             replicas: BTreeSet::new(),
@@ -123,10 +123,10 @@ impl Entitlements {
             .and_then(|before| before.pods.get(&pod.uid))
             .filter(|(node, last, _)| *node == pod.node && *last == identity)
             .map(|(_, _, standing)| *standing);
-        let mode = self.modes.get(&pod.namespace).copied().unwrap_or_default();
+        let rules = self.rules.get(&pod.namespace).copied().unwrap_or_default();
         let wanted = cluster
             .namespace(&pod.namespace)
-            .is_some_and(|namespace| cluster.enrolment(pod, namespace, mode).is_ok());
+            .is_some_and(|namespace| cluster.enrolment(pod, namespace, rules).is_ok());
         let standing = match last {
             _ if wanted => Standing::Enrolled,
             Some(Standing::Enrolled) => Standing::Left { at: now },
@@ -196,13 +196,10 @@ impl Entitlements {
     }
 }
 
-fn modes(cluster: &Cluster, before: Option<&Entitlements>) -> HashMap<KubernetesName, Mode> {
+fn rules(cluster: &Cluster, before: Option<&Entitlements>) -> HashMap<KubernetesName, Rules> {
     let read = cluster.namespaces.iter().map(|(name, namespace)| {
-        let mode = match namespace.mode() {
-            Ok(mode) => mode,
-            Err(_) => before.and_then(|before| before.modes.get(name).copied()),
-        };
-        (name.clone(), mode.unwrap_or_default())
+        let last = before.and_then(|before| before.rules.get(name).copied());
+        (name.clone(), namespace.rules(last, cluster.defaults).0)
     });
     read.collect()
 }

@@ -112,6 +112,7 @@ impl RunningCa {
         let reading = Reading::new(cluster::follow(
             source(&config, api.as_ref())?,
             trust_domain,
+            config.defaults,
             waiting.add("cluster", ""),
             stop.clone(),
         ));

@@ -3,24 +3,11 @@
 
 use super::{Survey, known};
 use crate::check::Finding;
-use k8s_openapi::api::admissionregistration::v1::WebhookClientConfig;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
+use podveil_kube::Backend;
 use std::collections::BTreeMap;
-
-/// Where a webhook that names no port is.
-const DEFAULT_PORT: i32 = 443;
-
-/// A service that the API server dials, and for what.
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
-struct Backend {
-    namespace: String,
-    service: String,
-    port: i32,
-    /// `ValidatingWebhookConfiguration policy`.
-    object: String,
-}
 
 pub fn judge(survey: &Survey) -> Vec<Finding> {
     if survey.strict.is_empty() {
@@ -46,90 +33,22 @@ pub fn judge(survey: &Survey) -> Vec<Finding> {
 }
 
 fn backends(survey: &Survey, findings: &mut Vec<Finding>) -> Vec<Backend> {
+    const SUBJECT: &str = "webhooks";
     let mut backends = Vec::new();
-    let subject = "webhooks";
-    for one in known(
-        subject,
-        "mutatingwebhookconfigurations",
-        &survey.mutating,
-        findings,
-    ) {
-        let object = format!("MutatingWebhookConfiguration {}", one.name_any());
-        let configs = one
-            .webhooks
-            .iter()
-            .flatten()
-            .map(|hook| &hook.client_config);
-        backends.extend(configs.filter_map(|config| webhook(config, &object)));
-    }
-    for one in known(
-        subject,
-        "validatingwebhookconfigurations",
-        &survey.validating,
-        findings,
-    ) {
-        let object = format!("ValidatingWebhookConfiguration {}", one.name_any());
-        let configs = one
-            .webhooks
-            .iter()
-            .flatten()
-            .map(|hook| &hook.client_config);
-        backends.extend(configs.filter_map(|config| webhook(config, &object)));
-    }
-    for one in known(subject, "apiservices", &survey.api_services, findings) {
-        let service = one.spec.as_ref().and_then(|spec| spec.service.as_ref());
-        let named =
-            service.and_then(|service| service.namespace.as_ref().zip(service.name.as_ref()));
-        if let Some((namespace, name)) = named {
-            backends.push(Backend {
-                namespace: namespace.clone(),
-                service: name.clone(),
-                port: service
-                    .and_then(|service| service.port)
-                    .unwrap_or(DEFAULT_PORT),
-                object: format!("APIService {}", one.name_any()),
-            });
-        }
-    }
-    for one in known(
-        subject,
-        "customresourcedefinitions",
-        &survey.definitions,
-        findings,
-    ) {
-        let conversion = one
-            .spec
-            .conversion
-            .as_ref()
-            .and_then(|conversion| conversion.webhook.as_ref());
-        let service = conversion
-            .and_then(|webhook| webhook.client_config.as_ref())
-            .and_then(|config| config.service.as_ref());
-        if let Some(service) = service {
-            backends.push(Backend {
-                namespace: service.namespace.clone(),
-                service: service.name.clone(),
-                port: service.port.unwrap_or(DEFAULT_PORT),
-                object: format!(
-                    "the conversion webhook of CustomResourceDefinition {}",
-                    one.name_any()
-                ),
-            });
-        }
-    }
+    let kind = "mutatingwebhookconfigurations";
+    let listed = known(SUBJECT, kind, &survey.mutating, findings);
+    backends.extend(listed.iter().flat_map(Backend::of_mutating));
+    let kind = "validatingwebhookconfigurations";
+    let listed = known(SUBJECT, kind, &survey.validating, findings);
+    backends.extend(listed.iter().flat_map(Backend::of_validating));
+    let listed = known(SUBJECT, "apiservices", &survey.api_services, findings);
+    backends.extend(listed.iter().filter_map(Backend::of_api));
+    let kind = "customresourcedefinitions";
+    let listed = known(SUBJECT, kind, &survey.definitions, findings);
+    backends.extend(listed.iter().filter_map(Backend::of_definition));
     backends.sort();
     backends.dedup();
     backends
-}
-
-fn webhook(config: &WebhookClientConfig, object: &str) -> Option<Backend> {
-    let service = config.service.as_ref()?;
-    Some(Backend {
-        namespace: service.namespace.clone(),
-        service: service.name.clone(),
-        port: service.port.unwrap_or(DEFAULT_PORT),
-        object: object.to_owned(),
-    })
 }
 
 fn finding(backend: &Backend, services: &[Service]) -> Finding {

@@ -1,64 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A controller on loopback, with a CA's authorities made for it.
 
+use crate::authorities::Authorities;
 use podveil_ca_client::transport::channel;
-use podveil_ca_client::{Credentials, Key, ProgramCredentials, Svid, TrustBundle};
-use podveil_ca_issuer::{Authority, Csr};
 use podveil_controller::{Config, Controller};
-use podveil_identity::{ProgramIdentity, SpiffeId, TrustDomain};
+use podveil_identity::{ProgramIdentity, SpiffeId};
 use podveil_program::LogFormat;
 use podveil_source::SourceConfig;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 /// Far above what any step takes; reached only when a state never comes.
 pub const DEADLINE: Duration = Duration::from_secs(20);
-const HOUR: Duration = Duration::from_secs(3600);
 
 pub struct Fixture {
     directory: tempfile::TempDir,
     authorities: Authorities,
     controller: Controller,
     stop: CancellationToken,
-}
-
-struct Authorities {
-    trust_domain: TrustDomain,
-    root: Authority,
-    issuing: Authority,
-}
-
-impl Authorities {
-    fn new() -> Self {
-        let trust_domain = TrustDomain::new("cluster.local").unwrap();
-        let now = SystemTime::now();
-        let root = Authority::new_root(&trust_domain, now, HOUR).unwrap();
-        let issuing = root.new_issuing(now, HOUR).unwrap();
-        Self {
-            trust_domain,
-            root,
-            issuing,
-        }
-    }
-
-    fn credentials(&self, id: &SpiffeId) -> ProgramCredentials {
-        let key = Key::generate().unwrap();
-        let request = Csr::from_pem(&key.request(id).unwrap()).unwrap();
-        let leaf = self
-            .issuing
-            .issue(&request.key, id, HOUR, SystemTime::now())
-            .unwrap();
-        let chain = vec![leaf.certificate, self.issuing.certificate().clone()];
-        let roots = vec![self.root.certificate().clone()];
-        ProgramCredentials::fixed(Credentials {
-            svid: Arc::new(Svid::new(chain, &key, 1).unwrap()),
-            bundle: Arc::new(TrustBundle::new(self.trust_domain.clone(), 1, roots, 1).unwrap()),
-        })
-    }
 }
 
 impl Fixture {
@@ -75,6 +37,8 @@ impl Fixture {
             listen: any,
             source: SourceConfig::File(directory.path().join("cluster.yaml")),
             namespace: "podveil-system".to_owned(),
+            defaults: Default::default(),
+            take_over: false,
             replica: "c1".to_owned(),
             ca_address: "127.0.0.1:1".to_owned(),
             token: "unused".into(),

@@ -53,8 +53,15 @@ impl World {
     }
 
     pub fn apply(&mut self, text: &str) {
+        self.apply_with(text, |_| {});
+    }
+
+    /// With what no file says.
+    pub fn apply_with(&mut self, text: &str, change: impl FnOnce(&mut Cluster)) {
         self.version += 1;
-        self.index.apply(self.now, &cluster(text, self.version));
+        let mut cluster = cluster(text, self.version);
+        change(&mut cluster);
+        self.index.apply(self.now, &cluster);
         self.publish();
     }
 
