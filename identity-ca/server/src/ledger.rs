@@ -5,6 +5,7 @@ use crate::store::{Store, StoreError};
 use podveil_ca_issuer::{Authority, AuthorityError, end_of_life};
 use podveil_identity::TrustDomain;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Mutex, watch};
 
@@ -31,6 +32,7 @@ pub struct Ledger {
     lives: Lives,
     /// Made by this start: no program can have had anything from it before.
     fresh: bool,
+    lost: AtomicBool,
     current: watch::Sender<Arc<Snapshot>>,
 }
 
@@ -62,8 +64,11 @@ pub enum LedgerError {
     Inconsistent { what: &'static str },
     #[error("authority {serial} is missing, although the journal names it")]
     LostAuthority { serial: String },
-    #[error("{place} is missing, although a CA has kept its record there")]
-    LostJournal { place: String },
+    #[error(
+        "{place} is missing, although a CA has kept its record there: {sign} tells. Put the record back; to begin anew, \
+         with another root for every program, remove that too"
+    )]
+    LostJournal { place: String, sign: String },
     #[error("the rotation has moved on meanwhile")]
     Moved,
     #[error("the CA's record belongs to trust domain {found}, the configuration says {wanted}")]
@@ -130,6 +135,7 @@ impl Ledger {
             None if store.was_used().await.map_err(LedgerError::Store)? => {
                 return Err(LedgerError::LostJournal {
                     place: store.place(),
+                    sign: store.sign(),
                 });
             }
             None => {
@@ -151,6 +157,7 @@ impl Ledger {
             store: Mutex::new(store),
             lives,
             fresh,
+            lost: AtomicBool::new(false),
             current: watch::Sender::new(Arc::new(snapshot)),
         })
     }
@@ -177,7 +184,15 @@ impl Ledger {
             return Err(LedgerError::Moved);
         }
         let record = journal::write(&self.current());
-        store.save(record).await.map_err(LedgerError::Store)
+        store.save(record).await.map_err(LedgerError::Store)?;
+        self.lost.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Is the record gone from where it is kept? What is in use is then in memory alone: certificates are issued and
+    /// renewed by it, and nothing of it is changed.
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
     }
 
     /// Do other replicas write it too?
@@ -188,8 +203,13 @@ impl Ledger {
     async fn read_again(&self, store: &mut Store) -> Result<(), LedgerError> {
         let held = self.current();
         let record = store.load().await.map_err(LedgerError::Store)?;
-        let record = record.ok_or_else(|| LedgerError::LostJournal {
-            place: store.place(),
+        self.lost.store(record.is_none(), Ordering::Relaxed);
+        let record = record.ok_or_else(|| match store.missing() {
+            Some(missing) => LedgerError::Store(missing),
+            None => LedgerError::LostJournal {
+                place: store.place(),
+                sign: store.sign(),
+            },
         })?;
         let read = journal::read(&record, &held.trust_domain, &store.place())?;
         if read.sequence < held.sequence {

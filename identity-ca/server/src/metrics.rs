@@ -153,6 +153,11 @@ impl Collector for State {
                     whole(connected.count() as u64),
                 ),
                 (
+                    "podveil_ca_record_lost",
+                    "1 while the record is gone from where it is kept, and this program alone has it.",
+                    i64::from(self.ledger.is_lost()),
+                ),
+                (
                     "podveil_ca_consumers_behind",
                     "Connected programs that have not acknowledged the newest bundle and generation.",
                     whole(behind as u64),

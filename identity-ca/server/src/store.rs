@@ -61,7 +61,10 @@ impl StoreError {
 
     /// Trying again may help.
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Secret(SecretError::Api { .. }))
+        matches!(
+            self,
+            Self::Secret(SecretError::Api { .. } | SecretError::Missing { .. })
+        )
     }
 }
 
@@ -123,6 +126,23 @@ impl Store {
         match self {
             Self::Directory(_) => None,
             Self::Secret(secret) => secret.version(),
+        }
+    }
+
+    /// Why there is no record after [`Store::load`] said so, where that is not for want of a journal alone.
+    pub fn missing(&self) -> Option<StoreError> {
+        match self {
+            Self::Directory(_) => None,
+            Self::Secret(secret) if secret.exists() => None,
+            Self::Secret(secret) => Some(secret.missing().into()),
+        }
+    }
+
+    /// For messages: what [`Store::was_used`] looks at.
+    pub fn sign(&self) -> String {
+        match self {
+            Self::Directory(directory) => directory.bundle_path().display().to_string(),
+            Self::Secret(secret) => secret.sign(),
         }
     }
 

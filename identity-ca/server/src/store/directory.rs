@@ -140,7 +140,11 @@ impl Directory {
 
     /// Has a CA kept its record here before? The bundle is written after the first journal.
     pub fn was_used(&self) -> bool {
-        self.folder.join("bundle.pem").exists()
+        self.bundle_path().exists()
+    }
+
+    pub fn bundle_path(&self) -> PathBuf {
+        self.folder.join("bundle.pem")
     }
 
     pub fn journal_path(&self) -> PathBuf {

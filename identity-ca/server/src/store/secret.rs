@@ -25,7 +25,7 @@ pub struct KubeSecret {
     namespace: String,
     secrets: Objects<Secret>,
     roots: Objects<ConfigMap>,
-    /// As read or written last, with the version that the next write replaces; `None` where there is none yet.
+    /// As read or written last, with the version that the next write replaces; `None` where there is no Secret.
     metadata: Option<ObjectMeta>,
 }
 
@@ -38,6 +38,12 @@ pub enum SecretError {
         #[source]
         source: ApiError,
     },
+    /// The chart makes it, empty: the right to make Secrets cannot be limited to one name, so the CA has none.
+    #[error(
+        "Secret {name} does not exist. Make it, empty, by `helm upgrade` or `kubectl create secret generic`: a CA that \
+         runs writes its record there again"
+    )]
+    Missing { name: String },
     #[error("Secret {name} has a value that is no text")]
     NotText { name: String },
 }
@@ -100,6 +106,9 @@ impl KubeSecret {
     /// # Errors
     /// [`SecretError::is_conflict`] if it is no longer the version read last.
     pub async fn save(&mut self, record: &Record) -> Result<(), SecretError> {
+        let Some(mut metadata) = self.metadata.clone() else {
+            return Err(self.missing());
+        };
         let mut values = Values(BTreeMap::new());
         let text = |text: &str| ByteString(text.as_bytes().to_vec());
         values.0.insert(JOURNAL_KEY.into(), text(&record.journal));
@@ -108,7 +117,6 @@ impl KubeSecret {
             values.0.insert(format!("{serial}.pem"), certificate);
             values.0.insert(format!("{serial}.key"), text(&kept.key));
         }
-        let mut metadata = self.metadata.clone().unwrap_or_default();
         metadata.name = Some(SECRET.into());
         metadata.managed_fields = None;
         let mut secret = Secret {
@@ -136,12 +144,25 @@ impl KubeSecret {
         Ok(bundle.is_some_and(|bundle| !bundle.is_empty()))
     }
 
+    /// After [`Self::load`].
+    pub fn exists(&self) -> bool {
+        self.metadata.is_some()
+    }
+
+    pub fn missing(&self) -> SecretError {
+        SecretError::Missing { name: self.name() }
+    }
+
     pub fn version(&self) -> Option<&str> {
         self.metadata.as_ref()?.resource_version.as_deref()
     }
 
     pub fn place(&self) -> String {
         format!("{JOURNAL_KEY} of Secret {}", self.name())
+    }
+
+    pub fn sign(&self) -> String {
+        format!("{ROOTS_KEY} of ConfigMap {}/{ROOTS}", self.namespace)
     }
 
     fn name(&self) -> String {
