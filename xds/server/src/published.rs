@@ -6,15 +6,19 @@ use podveil_proto::envoy::service::discovery::v3::Resource;
 use podveil_proto::type_url;
 use prost_types::Any;
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt::Write;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Name of the one resource of type `MeshConfig`.
 const MESH: &str = "mesh";
 /// Bytes of the content hash that make a version: a collision would hide a change from a node, so not fewer.
 const VERSION_BYTES: usize = 16;
+/// Sets that a subscriber may be behind before it has to begin a new stream: minutes of an ordinary cluster's changes.
+pub(crate) const MAX_LOG_SETS: usize = 4096;
+/// Names in the log; one is a pointer into the set. Enough for a large cluster's workloads to change several times.
+const MAX_LOG_NAMES: usize = 1 << 18;
 
 /// The types served. The order is the order of sending: a policy should be there before the workload that names it.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -52,9 +56,16 @@ pub(crate) struct Published {
 /// All resources of one type. An entry that did not change is the same `Arc` as before.
 #[derive(Debug, Default)]
 pub(crate) struct Set {
-    entries: BTreeMap<Arc<str>, Arc<Entry>>,
-    /// `/<ip>` to whoever has it: more than one while a replaced pod still terminates.
-    by_address: HashMap<IpAddr, Vec<Arc<Entry>>>,
+    /// By name.
+    entries: Vec<Arc<Entry>>,
+    /// `/<ip>` to whoever has it: more than one while a replaced pod still terminates. Made when it is first asked for,
+    /// which a subscriber that takes everything rarely does.
+    by_address: OnceLock<HashMap<IpAddr, Vec<Arc<Entry>>>>,
+    /// Grows by one with each set that differs from the one before it.
+    sequence: u64,
+    /// The names that each of the last sets changed, this one's last: so that going on from any of them costs what has
+    /// changed, however large the set is.
+    log: VecDeque<Arc<[Arc<str>]>>,
 }
 
 #[derive(Debug)]
@@ -107,57 +118,105 @@ impl Published {
 
 impl Set {
     fn next(before: &Arc<Self>, sources: impl Iterator<Item = Source>) -> Arc<Self> {
-        let mut entries = BTreeMap::new();
-        for source in sources {
-            let name = source.name();
-            let entry = match before.entries.get(&name) {
-                Some(entry) if entry.source == source => entry.clone(),
-                old => {
-                    let entry = Entry::new(name.clone(), source);
-                    match old {
-                        Some(old) if old.version == entry.version => old.clone(),
-                        _ => Arc::new(entry),
+        let mut named: Vec<(Arc<str>, Source)> =
+            sources.map(|source| (source.name(), source)).collect();
+        named.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let mut entries = Vec::with_capacity(named.len());
+        let mut changed = Vec::new();
+        let mut old = before.entries.iter().peekable();
+        let mut named = named.into_iter().peekable();
+        while let Some((name, source)) = named.next() {
+            // Of two of one name the last counts.
+            if named.peek().is_some_and(|(next, _)| *next == name) {
+                continue;
+            }
+            while let Some(gone) = old.next_if(|old| old.name < name) {
+                changed.push(gone.name.clone());
+            }
+            let held = old.next_if(|old| old.name == name);
+            let entry = match held {
+                Some(held) if held.source == source => held.clone(),
+                _ => {
+                    let entry = Entry::new(name, source);
+                    match held {
+                        Some(held) if held.version == entry.version => held.clone(),
+                        _ => {
+                            changed.push(entry.name.clone());
+                            Arc::new(entry)
+                        }
                     }
                 }
             };
-            entries.insert(name, entry);
+            entries.push(entry);
         }
-        let same = entries.len() == before.entries.len()
-            && (entries.values().zip(before.entries.values())).all(|(a, b)| Arc::ptr_eq(a, b));
-        if same {
+        changed.extend(old.map(|gone| gone.name.clone()));
+        if changed.is_empty() {
             return before.clone();
         }
-        let mut by_address: HashMap<IpAddr, Vec<Arc<Entry>>> = HashMap::new();
-        for entry in entries.values() {
-            for ip in entry.source.addresses() {
-                by_address.entry(*ip).or_default().push(entry.clone());
-            }
+        let mut log = before.log.clone();
+        log.push_back(changed.into());
+        let mut names: usize = log.iter().map(|changed| changed.len()).sum();
+        while log.len() > MAX_LOG_SETS || names > MAX_LOG_NAMES {
+            names -= log.pop_front().map_or(names, |oldest| oldest.len());
         }
         Arc::new(Self {
             entries,
-            by_address,
+            by_address: OnceLock::new(),
+            sequence: before.sequence + 1,
+            log,
         })
     }
 
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// The names that may mean something else than in the set of this sequence, each once; `None` if that was too long
+    /// ago.
+    pub(crate) fn changed_since(&self, sequence: u64) -> Option<BTreeSet<&Arc<str>>> {
+        let behind = usize::try_from(self.sequence.checked_sub(sequence)?).ok()?;
+        let known = self.log.len().checked_sub(behind)?;
+        Some(
+            self.log
+                .iter()
+                .skip(known)
+                .flat_map(|changed| changed.iter())
+                .collect(),
+        )
+    }
+
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<Entry>> {
-        self.entries.get(name)
+        let place = (self.entries).binary_search_by(|entry| (*entry.name).cmp(name));
+        self.entries.get(place.ok()?)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
-        self.entries.values()
+        self.entries.iter()
     }
 
     /// Whoever is meant by a name or by `/<ip>`.
     pub(crate) fn find(&self, key: &str) -> Vec<Arc<Entry>> {
-        if let Some(entry) = self.entries.get(key) {
+        if let Some(entry) = self.get(key) {
             return vec![entry.clone()];
         }
         let ip = key
             .strip_prefix('/')
             .and_then(|ip| ip.parse::<IpAddr>().ok());
-        ip.and_then(|ip| self.by_address.get(&ip))
+        ip.and_then(|ip| self.by_address().get(&ip))
             .cloned()
             .unwrap_or_default()
+    }
+
+    fn by_address(&self) -> &HashMap<IpAddr, Vec<Arc<Entry>>> {
+        self.by_address.get_or_init(|| {
+            let mut by_address: HashMap<IpAddr, Vec<Arc<Entry>>> = HashMap::new();
+            for entry in &self.entries {
+                for ip in entry.source.addresses() {
+                    by_address.entry(*ip).or_default().push(entry.clone());
+                }
+            }
+            by_address
+        })
     }
 }
 

@@ -11,7 +11,8 @@ use podveil_proto::envoy::service::discovery::v3::{
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Extensions, Request, Response, Status, Streaming};
@@ -20,6 +21,11 @@ use tonic::{Extensions, Request, Response, Status, Streaming};
 const QUEUED_RESPONSES: usize = 1;
 /// A reconnecting subscriber names every resource it holds in one request.
 const MAX_REQUEST_BYTES: usize = 64 << 20;
+/// Streams that begin at once. What one is first told, and what it says it holds, may be megabytes; all nodes come at once
+/// when a controller starts.
+const BEGINNING: usize = 4;
+/// A stream that has not taken its first answers by then no longer keeps others from beginning.
+const BEGIN_BOUND: Duration = Duration::from_secs(10);
 
 /// Who opened a stream, for the log.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -35,6 +41,7 @@ type Authorize = dyn Fn(&Extensions) -> Result<Caller, Status> + Send + Sync;
 pub struct DiscoveryService {
     publisher: Publisher,
     authorize: Box<Authorize>,
+    beginning: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
@@ -48,6 +55,7 @@ impl DiscoveryService {
         AggregatedDiscoveryServiceServer::new(Self {
             publisher,
             authorize: Box::new(authorize),
+            beginning: Arc::new(Semaphore::new(BEGINNING)),
             stop,
         })
         .max_decoding_message_size(MAX_REQUEST_BYTES)
@@ -78,6 +86,7 @@ impl AggregatedDiscoveryService for DiscoveryService {
             published: self.publisher.subscribe(),
             requests: request.into_inner(),
             responses: responses_in,
+            beginning: self.beginning.clone(),
         };
         let stop = self.stop.clone();
         tokio::spawn(async move {
@@ -95,6 +104,7 @@ struct Stream {
     published: watch::Receiver<Option<Arc<Published>>>,
     requests: Streaming<DeltaDiscoveryRequest>,
     responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    beginning: Arc<Semaphore>,
 }
 
 /// Why a stream ended, and what the subscriber is told.
@@ -119,15 +129,37 @@ impl Stream {
         end
     }
 
-    async fn serve(&mut self, caller: &Caller) -> End {
-        let first = self.published.wait_for(Option::is_some);
+    /// Nothing is read from the stream before there is something to answer and its turn has come.
+    async fn turn(&mut self) -> Result<OwnedSemaphorePermit, End> {
+        let (published, beginning) = (&mut self.published, self.beginning.clone());
+        let first = published.wait_for(Option::is_some);
         if tokio::time::timeout(FIRST_SNAPSHOT, first).await.is_err() {
-            return End {
+            return Err(End {
                 reason: "there is nothing to tell yet",
                 status: Some(Status::unavailable("the cluster has not been read yet")),
-            };
+            });
         }
+        tokio::select! {
+            turn = beginning.acquire_owned() => turn.map_err(|_| End {
+                reason: "nothing begins any more",
+                status: Some(Status::unavailable("the server is stopping")),
+            }),
+            () = self.responses.closed() => {
+                Err(End { reason: "the subscriber is gone", status: None })
+            }
+        }
+    }
+
+    async fn serve(&mut self, caller: &Caller) -> End {
+        let mut turn = match self.turn().await {
+            Ok(turn) => Some(turn),
+            Err(end) => return end,
+        };
+        let begin_bound = Instant::now() + BEGIN_BOUND;
         loop {
+            if self.subscriber.is_settled() {
+                turn = None;
+            }
             let current = self.published.borrow_and_update().clone();
             let ready = current.filter(|current| self.subscriber.may_send(current));
             tokio::select! {
@@ -135,10 +167,16 @@ impl Stream {
                     let Ok(permit) = permit else {
                         return End { reason: "the subscriber is gone", status: None };
                     };
-                    if let Some(response) = ready.and_then(|current| self.subscriber.poll(&current)) {
-                        permit.send(Ok(response));
+                    match ready.map(|current| self.subscriber.poll(&current)) {
+                        Some(Ok(Some(response))) => permit.send(Ok(response)),
+                        Some(Err(error)) => {
+                            let status = Some(Status::unavailable(error.to_string()));
+                            return End { reason: "too far behind", status };
+                        }
+                        Some(Ok(None)) | None => {}
                     }
                 }
+                () = tokio::time::sleep_until(begin_bound), if turn.is_some() => turn = None,
                 () = self.responses.closed() => {
                     return End { reason: "the subscriber is gone", status: None };
                 }

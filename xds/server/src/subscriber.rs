@@ -6,6 +6,7 @@ use crate::published::{Kind, Published};
 use podveil_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use std::collections::BTreeMap;
 use subscription::Subscription;
+pub(crate) use subscription::TooFarBehind;
 
 /// Names asked for on one stream. A node asks for one per destination of its pods.
 const MAX_NAMES: usize = 65_536;
@@ -93,17 +94,28 @@ impl Subscriber {
         (self.types.iter()).any(|(kind, one)| one.may_send(published.set(*kind)))
     }
 
+    /// Has everything that was subscribed to been answered once, and has the subscriber taken it?
+    pub(crate) fn is_settled(&self) -> bool {
+        !self.types.is_empty() && self.types.values().all(Subscription::is_settled)
+    }
+
     /// The next response on the way to this snapshot.
-    pub(crate) fn poll(&mut self, published: &Published) -> Option<DeltaDiscoveryResponse> {
+    ///
+    /// # Errors
+    /// [`TooFarBehind`]: the stream must end.
+    pub(crate) fn poll(
+        &mut self,
+        published: &Published,
+    ) -> Result<Option<DeltaDiscoveryResponse>, TooFarBehind> {
         for (kind, subscription) in &mut self.types {
             let nonce = self.nonces + 1;
             let Some(push) =
-                subscription.poll(published.set(*kind), published.number, &nonce.to_string())
+                subscription.poll(published.set(*kind), published.number, &nonce.to_string())?
             else {
                 continue;
             };
             self.nonces = nonce;
-            return Some(DeltaDiscoveryResponse {
+            return Ok(Some(DeltaDiscoveryResponse {
                 system_version_info: Version {
                     instance: self.instance,
                     number: push.number,
@@ -113,9 +125,9 @@ impl Subscriber {
                 type_url: kind.type_url().to_owned(),
                 nonce: nonce.to_string(),
                 removed_resources: push.removed,
-            });
+            }));
         }
-        None
+        Ok(None)
     }
 }
 

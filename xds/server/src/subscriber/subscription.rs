@@ -10,8 +10,8 @@ pub(super) struct Subscription {
     wildcard: bool,
     /// What the client said it held when the stream began; empty once the first response is made.
     initial: BTreeMap<String, String>,
-    /// What a wildcard client has been sent, and in which snapshot. `None` before the first response.
-    sent: Option<(Arc<Set>, u64)>,
+    /// What a client has been sent. `None` before the first response.
+    sent: Option<Sent>,
     /// On demand: what each name meant when it was last answered.
     names: BTreeMap<String, Vec<Arc<Entry>>>,
     /// Names to be answered whether anything changed or not.
@@ -19,6 +19,20 @@ pub(super) struct Subscription {
     /// Nonce of the push that has not been answered.
     awaiting: Option<String>,
 }
+
+/// Up to where a client has been sent everything: it costs nothing to remember, whatever it holds.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    /// Of the set.
+    sequence: u64,
+    /// Of the snapshot.
+    number: u64,
+}
+
+/// More has changed since than is remembered. A new stream begins with what the client says it holds.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("too far behind; come again")]
+pub(crate) struct TooFarBehind;
 
 pub(super) struct Push {
     pub(super) number: u64,
@@ -81,16 +95,25 @@ impl Subscription {
     }
 
     pub(super) fn may_send(&self, now: &Arc<Set>) -> bool {
-        let changed = match &self.sent {
-            None => true,
-            Some((sent, _)) => !Arc::ptr_eq(sent, now),
-        };
+        let changed = (self.sent).is_none_or(|sent| sent.sequence != now.sequence());
         !self.asked.is_empty() || (changed && self.awaiting.is_none())
     }
 
-    pub(super) fn poll(&mut self, now: &Arc<Set>, number: u64, nonce: &str) -> Option<Push> {
+    /// Has a first response been made, and is nothing on the way?
+    pub(super) fn is_settled(&self) -> bool {
+        self.sent.is_some() && self.awaiting.is_none()
+    }
+
+    /// # Errors
+    /// [`TooFarBehind`]: the stream must end.
+    pub(super) fn poll(
+        &mut self,
+        now: &Arc<Set>,
+        number: u64,
+        nonce: &str,
+    ) -> Result<Option<Push>, TooFarBehind> {
         if !self.may_send(now) {
-            return None;
+            return Ok(None);
         }
         let first = self.sent.is_none();
         let may_push = self.awaiting.is_none();
@@ -98,18 +121,21 @@ impl Subscription {
         let mut said = number;
         if may_push {
             if self.wildcard {
-                self.differences(now, &mut draft);
+                self.differences(now, &mut draft)?;
             } else {
                 self.begin_on_demand(now);
                 self.changed_names(now, &mut draft);
             }
-            self.sent = Some((now.clone(), number));
+            self.sent = Some(Sent {
+                sequence: now.sequence(),
+                number,
+            });
         } else if self.wildcard
-            && let Some((_, sent)) = &self.sent
+            && let Some(sent) = &self.sent
         {
             // An answer between two pushes must not claim the newer snapshot: who puts it into use has not seen the
             // rest of it.
-            said = *sent;
+            said = sent.number;
         }
         let answers = !self.asked.is_empty();
         for name in std::mem::take(&mut self.asked) {
@@ -120,39 +146,36 @@ impl Subscription {
             }
         }
         if draft.is_empty() && !first && !answers {
-            return None;
+            return Ok(None);
         }
         if may_push {
             self.awaiting = Some(nonce.to_owned());
         }
-        Some(draft.finish(said))
+        Ok(Some(draft.finish(said)))
     }
 
     /// Wildcard: from what was sent, or what the client began with, to now.
-    fn differences(&mut self, now: &Arc<Set>, draft: &mut Draft) {
-        match &self.sent {
-            None => {
-                let initial = std::mem::take(&mut self.initial);
-                for entry in now.iter() {
-                    if initial.get(&*entry.name) != Some(&entry.version) {
-                        draft.add(entry, None);
-                    }
+    fn differences(&mut self, now: &Arc<Set>, draft: &mut Draft) -> Result<(), TooFarBehind> {
+        let Some(sent) = self.sent else {
+            let initial = std::mem::take(&mut self.initial);
+            for entry in now.iter() {
+                if initial.get(&*entry.name) != Some(&entry.version) {
+                    draft.add(entry, None);
                 }
-                let gone = initial.into_keys().filter(|name| now.get(name).is_none());
-                draft.removed.extend(gone);
             }
-            Some((sent, _)) if Arc::ptr_eq(sent, now) => {}
-            Some((sent, _)) => {
-                for entry in now.iter() {
-                    let same = (sent.get(&entry.name)).is_some_and(|old| Arc::ptr_eq(old, entry));
-                    if !same {
-                        draft.add(entry, None);
-                    }
+            let gone = initial.into_keys().filter(|name| now.get(name).is_none());
+            draft.removed.extend(gone);
+            return Ok(());
+        };
+        for name in now.changed_since(sent.sequence).ok_or(TooFarBehind)? {
+            match now.get(name) {
+                Some(entry) => draft.add(entry, None),
+                None => {
+                    draft.removed.insert(name.to_string());
                 }
-                let gone = sent.iter().filter(|old| now.get(&old.name).is_none());
-                draft.removed.extend(gone.map(|old| old.name.to_string()));
             }
         }
+        Ok(())
     }
 
     /// What a client held on demand before it came here is what it wants now; what differs is to be answered.

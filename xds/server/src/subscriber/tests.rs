@@ -84,7 +84,7 @@ impl Pair {
     fn poll(&mut self) -> Option<DeltaDiscoveryResponse> {
         let published = self.publisher.subscribe().borrow().clone().unwrap();
         let may_send = self.subscriber.may_send(&published);
-        let response = self.subscriber.poll(&published);
+        let response = self.subscriber.poll(&published).unwrap();
         assert!(
             response.is_none() || may_send,
             "nothing is sent that was not expected"
@@ -207,6 +207,37 @@ fn one_push_is_under_way_and_the_next_holds_all_that_changed_since() {
     let next = pair.poll().unwrap();
     assert_eq!(names(&next), ["w1", "w2"]);
     assert_eq!(next.system_version_info, "1-3");
+}
+
+#[test]
+fn one_that_does_not_answer_for_too_long_must_come_again_with_what_it_holds() {
+    let state = |number: usize| {
+        snapshot([workload(
+            "w1",
+            if number.is_multiple_of(2) {
+                "10.0.0.1"
+            } else {
+                "10.0.0.2"
+            },
+        )])
+    };
+    let mut pair = Pair::new(state(0));
+    pair.ask(addresses());
+    let first = pair.poll().unwrap();
+    // As many as are remembered.
+    let remembered = crate::published::MAX_LOG_SETS;
+    for number in 1..=remembered {
+        pair.publisher.publish(state(number));
+    }
+    pair.acknowledge(&first);
+    let next = pair.poll().unwrap();
+    assert_eq!(names(&next), ["w1"]);
+    for number in 1..=remembered + 1 {
+        pair.publisher.publish(state(number));
+    }
+    pair.acknowledge(&next);
+    let published = pair.publisher.subscribe().borrow().clone().unwrap();
+    assert_eq!(pair.subscriber.poll(&published), Err(TooFarBehind));
 }
 
 #[test]
