@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use anyhow::ensure;
-use podveil_interop_tests::{Mesh, tcp};
-use podveil_sim::{NodeSettings, run};
+use podveil_interop_tests::{Mesh, shop, tcp};
+use podveil_sim::{NodeSettings, Service, ServicePort, run};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -81,6 +81,40 @@ fn a_peer_that_does_not_answer_tls_is_given_up_by_reset() -> anyhow::Result<()> 
     let refused = expect_reset_in_time(&mesh);
     nix::sys::signal::kill(proxy, nix::sys::signal::Signal::SIGCONT)?;
     refused
+}
+
+#[test]
+#[ignore = "netns"]
+fn a_service_with_a_silent_endpoint_fails_no_connection() -> anyhow::Result<()> {
+    let mut mesh = shop()?;
+    let address = "10.96.0.80".parse()?;
+    mesh.cluster.services.push(Service {
+        name: "web".into(),
+        namespace: "shop".into(),
+        addresses: vec![address],
+        ports: vec![ServicePort {
+            port: 80,
+            target_port: PORT,
+        }],
+        endpoints: vec!["near".into(), "far".into()],
+    });
+    mesh.cluster.write()?;
+    let near = tcp::listen(mesh.netns("near"), PORT)?;
+    let proxy = nix::unistd::Pid::from_raw(mesh.nodes[1].proxy.pid().try_into()?);
+    nix::sys::signal::kill(proxy, nix::sys::signal::Signal::SIGSTOP)?;
+    // So many that both endpoints have been the first choice, but for one time in a million.
+    let clients: Vec<_> = (0..20)
+        .map(|_| tcp::connect(mesh.netns("client"), (address, 80).into()))
+        .collect::<Result<_, _>>()?;
+    let served = clients.iter().try_for_each(|_| {
+        let server = tcp::accept(&near)?;
+        tcp::send(&server, 1)
+    });
+    let answered = clients
+        .iter()
+        .try_for_each(|client| tcp::receive(client, 1));
+    nix::sys::signal::kill(proxy, nix::sys::signal::Signal::SIGCONT)?;
+    served.and(answered)
 }
 
 #[test]

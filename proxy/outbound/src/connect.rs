@@ -17,13 +17,15 @@ use podveil_tls::ConfigCache;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// Tunnels tried at once for one endpoint. A second one is worth it because the first may have died unnoticed; further
 /// ones come after a pause.
 const TUNNELS_AT_ONCE: usize = 2;
 /// First and longest pause between two rounds of tries, while a connection is held.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// An endpoint that is reached at all has a tunnel before this: three lost packets' time.
+const SHORTEST_TURN: Duration = Duration::from_secs(1);
 
 /// What carries a connection onward.
 #[derive(Debug)]
@@ -155,7 +157,7 @@ impl Ways {
         match answer {
             Answer::Enrolled(upstreams) => match self.credentials(source, deadline).await {
                 Some(credentials) => {
-                    self.tunnel(source, facts, &upstreams, credentials, route)
+                    self.tunnel(source, facts, &upstreams, credentials, deadline, route)
                         .await
                 }
                 // Not announced: nobody expects a tunnel of it, and it may not have had a certificate yet.
@@ -201,10 +203,12 @@ impl Ways {
         facts: &Facts,
         upstreams: &[Upstream],
         credentials: Credentials,
+        deadline: Instant,
         route: &mut Route,
     ) -> Result<Far, Refused> {
         let mut last = None;
-        for upstream in upstreams {
+        for (index, upstream) in upstreams.iter().enumerate() {
+            let until = turn(Instant::now(), deadline, index + 1 == upstreams.len());
             let target = upstream.hbone();
             route.toward(upstream, Some(target.tunnel));
             let key = TunnelKey {
@@ -214,7 +218,8 @@ impl Ways {
                 credentials: credentials.clone(),
             };
             for _ in 0..TUNNELS_AT_ONCE {
-                let refused = match self.stream(&key, source, facts, upstream, route).await {
+                let stream = self.stream(&key, source, facts, upstream, until, route);
+                let refused = match stream.await {
                     Ok(stream) => return Ok(Far::Tunnel(stream)),
                     Err(refused) => refused,
                 };
@@ -237,13 +242,12 @@ impl Ways {
         source: &Workload,
         facts: &Facts,
         upstream: &Upstream,
+        until: Instant,
         route: &mut Route,
     ) -> Result<HboneStream, Refused> {
-        let limits = &self.pod.limits;
-        // The steps of making a tunnel have bounds of their own. This one is for whoever waits for the settings of a
-        // peer that fell silent after them.
-        let after = limits.connect_timeout + limits.tls_timeout + limits.h2_timeout;
-        let leased = timeout(after, self.pool.lease(key)).await;
+        // The steps of making a tunnel have bounds of their own, and go on for others when this connection is given up.
+        let began = Instant::now();
+        let leased = timeout_at(until, self.pool.lease(key)).await;
         let (tunnel, slot) = match leased {
             Ok(Ok(leased)) => leased,
             Ok(Err(LeaseError::Failed(error))) => return Err(Refused::Tunnel(error)),
@@ -253,7 +257,10 @@ impl Ways {
                 });
             }
             Ok(Err(LeaseError::Stopped)) => return Err(Refused::Stopping),
-            Err(_) => return Err(Refused::NoAnswer { after }),
+            Err(_) => {
+                let after = began.elapsed();
+                return Err(Refused::NoTunnel { after });
+            }
         };
         let peer = tunnel.peer.clone();
         route.identity = Some(peer.identity.clone());
@@ -272,7 +279,7 @@ impl Ways {
             .to_header(),
             traceparent: Some(traceparent(rand::random(), rand::random())),
         };
-        let after = limits.connect_response_timeout;
+        let after = self.pod.limits.connect_response_timeout;
         match timeout(after, tunnel.tunnel().connect(slot, request)).await {
             Ok(Ok((stream, _headers))) => Ok(stream),
             Ok(Err(error)) => Err(Refused::Stream(error)),
@@ -299,6 +306,16 @@ impl Ways {
     }
 }
 
+/// Until when one endpoint's tunnel is waited for: half of what is left of the hold bound, so that one that is silent
+/// leaves time for the others; all of it for the last.
+fn turn(now: Instant, deadline: Instant, is_last: bool) -> Instant {
+    let left = deadline.saturating_duration_since(now);
+    match is_last {
+        true => deadline,
+        false => now + (left / 2).max(SHORTEST_TURN).min(left),
+    }
+}
+
 /// The destination has spoken: another endpoint of the service would not be asked after it. 503 is the one answer that
 /// says only that this endpoint cannot.
 fn is_answer(refused: &Refused) -> bool {
@@ -308,5 +325,23 @@ fn is_answer(refused: &Refused) -> bool {
             *status != StatusCode::SERVICE_UNAVAILABLE
         }
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_endpoint_leaves_time_for_the_others_within_the_hold_bound() {
+        let began = Instant::now();
+        let deadline = began + Duration::from_secs(5);
+        let at = |millis| began + Duration::from_millis(millis);
+        assert_eq!(turn(at(0), deadline, false), at(2500));
+        assert_eq!(turn(at(2500), deadline, false), at(3750));
+        assert_eq!(turn(at(3750), deadline, false), at(4750));
+        assert_eq!(turn(at(4750), deadline, false), deadline);
+        assert_eq!(turn(at(4750), deadline, true), deadline);
+        assert_eq!(turn(at(6000), deadline, false), at(6000));
     }
 }

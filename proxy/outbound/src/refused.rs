@@ -38,6 +38,8 @@ pub(crate) enum Refused {
     Limit { what: &'static str },
     #[error("no tunnel")]
     Tunnel(#[source] Arc<TunnelError>),
+    #[error("no tunnel within {after:?}")]
+    NoTunnel { after: Duration },
     #[error("no stream in the tunnel")]
     Stream(#[source] StreamError),
     #[error("the other proxy did not answer within {after:?}")]
@@ -77,6 +79,7 @@ impl Refused {
             Self::Plain(PlainRefused::Strict { .. }) => DropReason::PlaintextStrict,
             Self::NoCertificate => DropReason::CertificateMissing,
             Self::Limit { .. } => DropReason::LimitReached,
+            Self::NoTunnel { .. } => DropReason::TunnelFailed,
             Self::Tunnel(error) => match &**error {
                 TunnelError::Tls {
                     source:
