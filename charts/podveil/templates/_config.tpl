@@ -44,6 +44,9 @@ redirect:
   drain_bound: {{ sub .Values.node.terminationGracePeriodSeconds 3 }}s
   back_end: {{ .Values.node.redirect.backEnd }}
   bpf_dir: /sys/fs/bpf/podveil
+  {{- with .Values.node.redirect.criSocket }}
+  cri_socket: {{ . }}
+  {{- end }}
 {{- end }}
 
 {{- define "podveil.config.controller" -}}

@@ -99,26 +99,31 @@ impl Node {
     /// # Errors
     /// If it does not become ready.
     pub fn start_containerd(&mut self) -> anyhow::Result<()> {
+        self.containerd = Some(self.run_containerd()?);
+        Ok(())
+    }
+
+    /// A containerd in place of one that a test has killed; ready when it returns. It ends with what is returned.
+    ///
+    /// # Errors
+    /// If it does not become ready.
+    pub fn run_containerd(&self) -> anyhow::Result<Program> {
         let containerd = tools::path(Tool::Containerd)?;
         let shim = tools::path(Tool::ContainerdShim)?;
         let path = std::env::var("PATH").unwrap_or_default();
         let own = shim.parent().map(text).unwrap_or_default();
         let config = format!("--config={}", self.file("containerd"));
-        self.containerd = Some(self.machine.start_program(
+        let mut containerd = self.machine.start_program(
             "containerd",
             &[format!("PATH={own}:{path}:/usr/sbin:/sbin")],
             &words(&["", &text(&containerd), &config]),
-        )?);
-        let containerd = &mut self.containerd;
-        let machine = &self.machine;
+        )?;
         let ctr = text(&tools::path(Tool::Ctr)?);
         eventually(START, "containerd answers", || {
-            if let Some(program) = containerd {
-                program.check_running()?;
-            }
-            machine.run(&[&ctr, "--connect-timeout=1s", "version"])
-        })
-        .map(drop)
+            containerd.check_running()?;
+            self.machine.run(&[&ctr, "--connect-timeout=1s", "version"])
+        })?;
+        Ok(containerd)
     }
 
     /// Takes a docker or OCI archive into containerd, for pods.

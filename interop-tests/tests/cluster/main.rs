@@ -4,6 +4,7 @@
 mod new_pods;
 mod operations;
 mod outages;
+mod restarts;
 mod strict;
 mod upgrades;
 mod workloads;
@@ -30,7 +31,8 @@ fn podveil_on_a_cluster() -> anyhow::Result<()> {
         Ok(())
     };
     journey::walk(&cluster, &checkout, &mut report)?;
-    let podveil = Podveil::install(&cluster, &checkout, &journey::VALUES)?;
+    let values = [&journey::VALUES[..], &restarts::VALUES].concat();
+    let podveil = Podveil::install(&cluster, &checkout, &values)?;
     for (promise, test) in [
         (
             "strict refuses everybody without identity but the kubelet",
@@ -48,6 +50,10 @@ fn podveil_on_a_cluster() -> anyhow::Result<()> {
         (
             "a rollout and a root rotation fail no request",
             operations::a_rollout_and_a_root_rotation_fail_no_request,
+        ),
+        (
+            "capture follows its pod through restarts, and leaves nothing of the old one",
+            restarts::capture_follows_its_pod_and_leaves_nothing_of_the_old_one,
         ),
         (
             "an upgrade replaces what it changes, and connections notice only a new node program",

@@ -157,6 +157,10 @@ pub struct RedirectSection {
     /// How a pod's network namespace is found. Default `processes`: by the pod's processes in `/proc`, which must be the
     /// node's own.
     pub find: FindPods,
+    /// With `find: processes`, the socket of the container runtime (CRI v1): it is asked which process is a pod's sandbox
+    /// before all processes are looked through, and believed where `/proc` says the same. Default: none, since whoever may
+    /// use that socket may do anything on the node, and looking is as good.
+    pub cri_socket: Option<PathBuf>,
     /// With `find: directory`, the folder where a pod's network namespace is the file of its uid. Default `/run/netns`, where
     /// `ip netns` keeps them.
     pub netns_dir: PathBuf,
@@ -183,6 +187,7 @@ impl Default for RedirectSection {
     fn default() -> Self {
         Self {
             find: FindPods::Processes,
+            cri_socket: None,
             netns_dir: "/run/netns".into(),
             back_end: BackEnd::Nftables,
             bpf_dir: "/sys/fs/bpf/podveil".into(),

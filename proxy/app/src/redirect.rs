@@ -105,7 +105,9 @@ fn module(config: &NodeConfig) -> Result<RedirectConfig, CgroupError> {
         cgroup: config.cgroup()?,
         find: match section.find {
             FindPods::Directory => Find::Directory(section.netns_dir.clone()),
-            FindPods::Processes => Find::Processes,
+            FindPods::Processes => Find::Processes {
+                cri_socket: section.cri_socket.clone(),
+            },
         },
         back_end: match section.back_end {
             BackEnd::Auto => BackEndChoice::Auto,

@@ -73,14 +73,22 @@ impl Membership {
     /// # Errors
     /// See [`CgroupError`].
     pub fn choose(configured: Option<&str>, fallback: &str) -> Result<Self, CgroupError> {
-        let unified = cgroup2_mount(&read("/proc/self/mountinfo")?) == Some("");
+        let (mounts, own) = (read("/proc/self/mountinfo")?, own_line()?);
+        let seen = (&*mounts, &*own, in_initial_namespace()?);
+        Ok(Self::suited(configured, fallback, seen))
+    }
+
+    /// `seen`: `/proc/self/mountinfo`, the line of cgroup v2 in `/proc/self/cgroup`, and whether that is as the host has it.
+    fn suited(configured: Option<&str>, fallback: &str, seen: (&str, &str, bool)) -> Self {
+        let (mounts, own, initial) = seen;
+        let unified = cgroup2_mount(mounts) == Some("");
         // In a namespace of its own a container does not see where it is.
-        let in_pod = pod_folder(&own_line()?).is_some() || !in_initial_namespace()?;
-        Ok(match configured {
+        let in_pod = pod_folder(own).is_some() || !initial;
+        match configured {
             Some(name) => Self::Folder(name.to_owned()),
             None if unified && in_pod => Self::Pod,
             None => Self::Folder(fallback.to_owned()),
-        })
+        }
     }
 
     /// Puts the whole process into the folder, if it is not there by itself.
@@ -284,6 +292,32 @@ mod tests {
             ("35 24 0:30 / /sys/fs/cgroup rw - cgroup cgroup rw", None),
         ] {
             assert_eq!(cgroup2_mount(line), found, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_pods_own_cgroup_serves_only_where_there_is_no_other_hierarchy() {
+        let unified = "35 24 0:30 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw";
+        // A node that is a container: it sees its own part as the whole.
+        let nested = "612 590 0:30 /docker/9d1d /sys/fs/cgroup rw - cgroup2 cgroup rw";
+        let both = "35 24 0:30 / /sys/fs/cgroup/unified rw,nosuid - cgroup2 cgroup2 rw";
+        let pod = "0::/kubepods/besteffort/pod7c7a6d9e-3f0b-4a39-9b1c-2f6f0c8d51aa/9d1d";
+        let static_pod =
+            "0::/kubepods.slice/kubepods-pod3f0b4a399b1c2f6f0c8d51aa7c7a6d9e.slice/x.scope";
+        let service = "0::/system.slice/podveil.service";
+        let folder = |name: &str| Membership::Folder(name.to_owned());
+        for (configured, mounts, own, initial, suited) in [
+            (None, unified, pod, true, Membership::Pod),
+            (None, unified, static_pod, true, Membership::Pod),
+            (None, nested, pod, false, Membership::Pod),
+            (None, unified, "0::/", false, Membership::Pod),
+            (None, unified, service, true, folder("fallback")),
+            (None, both, "0::/", true, folder("fallback")),
+            (None, both, pod, true, folder("fallback")),
+            (Some("own"), unified, pod, true, folder("own")),
+        ] {
+            let found = Membership::suited(configured, "fallback", (mounts, own, initial));
+            assert_eq!(found, suited, "{mounts} {own} {initial}");
         }
     }
 

@@ -3,7 +3,9 @@
 //!
 //! The kubelet names a pod's cgroup after the pod's UID, below a folder `kubepods`: with the `cgroupfs` driver
 //! `kubepods/<qos>/pod<UID>`, with `systemd` a slice `kubepods-<qos>-pod<UID>.slice` whose UID has `_` for `-` (the dash
-//! separates slices). Both may lie below a `--cgroup-root`. cgroup v1 has a line for each hierarchy, v2 one line.
+//! separates slices). Both may lie below a `--cgroup-root`, or below the container that the node itself is. A pod from a
+//! file on the node has a hash for its UID. cgroup v1 has a line for each hierarchy, v2 one line. Seen from a private cgroup
+//! namespace a path begins with `/..`, and with the `cgroupfs` driver no longer names `kubepods`: then it is nobody's.
 
 /// The UID of the pod in whose cgroup the process is, given its `/proc/<pid>/cgroup`. `None` if it is in none, or if its
 /// hierarchies disagree.
@@ -31,7 +33,9 @@ fn pod_in_line(line: &str) -> Option<(&str, String)> {
     let mut end = 0;
     for part in path.split('/') {
         end += part.len();
-        let uid = match part.strip_suffix(".slice") {
+        // A runtime that was not told of systemd makes one folder of `<slice>:<prefix>:<container>`.
+        let slice = part.split_once(".slice:").map(|(slice, _)| slice);
+        let uid = match slice.or_else(|| part.strip_suffix(".slice")) {
             Some(slice) => {
                 let (parents, uid) = slice.rsplit_once("-pod").unwrap_or((slice, ""));
                 let ours = parents.split('-').any(|parent| parent == "kubepods");
@@ -64,36 +68,31 @@ mod tests {
     const UID: &str = "7c7a6d9e-3f0b-4a39-9b1c-2f6f0c8d51aa";
 
     /// `/proc/<pid>/cgroup` as each kind of node has it, `# pod: <uid or none>` in the first line.
-    const KINDS: [(&str, &str); 8] = [
-        (
-            "v1-cgroupfs",
-            include_str!("../testdata/cgroup/v1-cgroupfs.txt"),
-        ),
-        (
-            "v1-cgroupfs-below-a-root",
-            include_str!("../testdata/cgroup/v1-cgroupfs-below-a-root.txt"),
-        ),
-        (
-            "v1-systemd-docker",
-            include_str!("../testdata/cgroup/v1-systemd-docker.txt"),
-        ),
-        (
-            "v2-cgroupfs",
-            include_str!("../testdata/cgroup/v2-cgroupfs.txt"),
-        ),
-        (
-            "v2-systemd-containerd",
-            include_str!("../testdata/cgroup/v2-systemd-containerd.txt"),
-        ),
-        (
-            "v2-systemd-crio-guaranteed",
-            include_str!("../testdata/cgroup/v2-systemd-crio-guaranteed.txt"),
-        ),
-        ("v2-kind", include_str!("../testdata/cgroup/v2-kind.txt")),
-        (
-            "v2-host-service",
-            include_str!("../testdata/cgroup/v2-host-service.txt"),
-        ),
+    macro_rules! kinds {
+        ($($name:literal),* $(,)?) => {
+            [$(($name, include_str!(concat!("../testdata/cgroup/", $name, ".txt")))),*]
+        };
+    }
+
+    const KINDS: [(&str, &str); 18] = kinds![
+        "v1-cgroupfs",
+        "v1-cgroupfs-below-a-root",
+        "v1-systemd-docker",
+        "v2-cgroupfs",
+        "v2-cgroupfs-in-a-container",
+        "v2-cgroupfs-static-pod",
+        "v2-host-service",
+        "v2-kind",
+        "v2-kind-seen-from-its-host",
+        "v2-private-namespace-cgroupfs",
+        "v2-private-namespace-own",
+        "v2-private-namespace-systemd",
+        "v2-runtime-without-systemd",
+        "v2-systemd-below-a-root",
+        "v2-systemd-containerd",
+        "v2-systemd-crio-conmon",
+        "v2-systemd-crio-guaranteed",
+        "v2-systemd-static-pod",
     ];
 
     #[test]

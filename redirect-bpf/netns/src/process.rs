@@ -61,6 +61,14 @@ pub fn start_time(pid: i32) -> io::Result<u64> {
         .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
+/// What process `pid` calls itself: at most 15 bytes, and not to be trusted where it runs in a pod.
+/// # Errors
+/// As reading `/proc/<pid>/comm`.
+pub fn name(pid: i32) -> io::Result<String> {
+    let name = fs::read(format!("/proc/{pid}/comm"))?;
+    Ok(String::from_utf8_lossy(name.trim_ascii_end()).into_owned())
+}
+
 /// The sockets of process `pid`, by the kernel's number: the same as in `/proc/net/tcp`.
 /// # Errors
 /// As reading `/proc/<pid>/fd`; the process must be visible from our PID namespace.

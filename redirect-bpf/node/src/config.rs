@@ -34,6 +34,7 @@ pub struct RedirectConfig {
 pub enum Find {
     /// A pod's is the file of its uid in here.
     Directory(PathBuf),
-    /// A pod's is that of its oldest process in `/proc`.
-    Processes,
+    /// A pod's is that of its oldest process in `/proc`; of the one that the container runtime names, if its socket is
+    /// given.
+    Processes { cri_socket: Option<PathBuf> },
 }

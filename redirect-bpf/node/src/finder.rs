@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Where a pod's network namespace is.
 
+mod cri;
 mod directory;
 mod processes;
 
+use crate::Obstacle;
 use crate::config::Find;
 use podveil_model::Uid;
 use podveil_netns::process::Process;
@@ -28,6 +30,15 @@ pub struct Found {
     pub netns: Arc<NetNs>,
     /// The pod has this namespace at least as long as this process of it lives. `None`: one has to look again.
     pub anchor: Option<Arc<Process>>,
+    pub by: By,
+}
+
+/// Who said where to look.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum By {
+    Directory,
+    Processes,
+    Runtime,
 }
 
 impl Found {
@@ -41,9 +52,9 @@ impl Found {
 pub enum FindError {
     #[error("uid {uid:?} cannot be a file name")]
     BadUid { uid: Uid },
-    /// Not there yet, or no more: the reason.
+    /// Not there yet, or no more, or not to be had: the reason.
     #[error("{what}")]
-    Missing { what: String },
+    Missing { what: String, obstacle: Obstacle },
     #[error("the pod's network namespace cannot be taken")]
     NetNs(#[source] NetNsError),
     #[error("{} is this program's own network namespace", path.display())]
@@ -60,7 +71,7 @@ impl Finder {
     pub fn new(find: &Find) -> Self {
         match find {
             Find::Directory(directory) => Self::Directory(directory.clone()),
-            Find::Processes => Self::Processes(Processes::default()),
+            Find::Processes { cri_socket } => Self::Processes(Processes::new(cri_socket.clone())),
         }
     }
 

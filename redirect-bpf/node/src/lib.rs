@@ -27,6 +27,7 @@ mod holder;
 mod kubelet;
 mod listeners;
 mod metrics;
+mod obstacle;
 mod pod;
 mod reconcile;
 mod reports;
@@ -37,6 +38,7 @@ mod zds;
 
 pub use config::{Find, RedirectConfig};
 pub use metrics::register;
+pub use obstacle::Obstacle;
 pub use podveil_apply::BackEndChoice;
 pub use run::{Ended, RedirectError, TeardownError, purge, run, teardown};
 pub use status::{PodCondition, PodStatus, Status};

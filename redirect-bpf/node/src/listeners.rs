@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+mod taker;
+
 use nix::sys::stat::fstat;
 use podveil_apply::{Connections, Family, ListError};
 use podveil_model::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT};
@@ -9,6 +11,7 @@ use socket2::{Domain, Socket, Type};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
+use taker::Taker;
 
 /// One listening socket in a pod, and what arrives there.
 #[derive(Debug)]
@@ -34,8 +37,12 @@ pub enum ListenersError {
         #[source]
         source: io::Error,
     },
-    #[error("{address} in the pod is taken by another process than the proxy")]
-    Taken { address: SocketAddr },
+    /// By somebody who is not the proxy.
+    #[error("port {} in the pod is taken by {by}", address.port())]
+    Taken { address: SocketAddr, by: Taker },
+    /// The same, by nobody who is to be seen.
+    #[error("port {} in the pod is taken", address.port())]
+    Unusable { address: SocketAddr },
     #[error("{address} in the pod belongs to a proxy that has not connected yet")]
     Waiting { address: SocketAddr },
 }
@@ -105,20 +112,82 @@ fn take_back(
     let inode = Connections::list(netns)
         .map_err(ListenersError::List)?
         .listener(address)
-        .ok_or(ListenersError::Taken { address })?;
+        .ok_or(ListenersError::Unusable { address })?;
+    let taken = || match Taker::of(inode) {
+        Some(by) => ListenersError::Taken { address, by },
+        None => ListenersError::Unusable { address },
+    };
     let Some(proxy) = proxy else {
-        return Err(ListenersError::Waiting { address });
+        let taken = taken();
+        let is_foreign = matches!(&taken, ListenersError::Taken { by, .. } if by.mesh().is_some());
+        return Err(match is_foreign {
+            true => taken,
+            false => ListenersError::Waiting { address },
+        });
     };
     let failed = |source| ListenersError::Socket { address, source };
-    let fd = *process::sockets(proxy.pid)
-        .map_err(failed)?
-        .get(&inode)
-        .ok_or(ListenersError::Taken { address })?;
-    let pidfd = proxy
-        .pidfd
-        .as_ref()
-        .ok_or(ListenersError::Taken { address })?;
+    let sockets = process::sockets(proxy.pid).map_err(failed)?;
+    let fd = *sockets.get(&inode).ok_or_else(taken)?;
+    let pidfd = proxy.pidfd.as_ref().ok_or_else(taken)?;
     let socket: OwnedFd = process::duplicate(pidfd.as_fd(), fd, inode).map_err(failed)?;
     debug_assert!(fstat(&socket).is_ok_and(|stat| stat.st_ino == inode));
     Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sched::{CloneFlags, unshare};
+    use std::process::{Child, Command};
+    use std::time::{Duration, Instant};
+
+    /// A process that listens in the namespace it is started in, under another mesh's name.
+    fn listen_as(name: &str, port: u16) -> Child {
+        let script = format!(
+            "open('/proc/self/comm', 'w').write('{name}')\nimport socket, time\n\
+             s = socket.create_server(('', {port}))\ntime.sleep(60)"
+        );
+        Command::new("python3")
+            .args(["-c", &script])
+            .spawn()
+            .unwrap()
+    }
+
+    #[test]
+    #[ignore = "netns"]
+    fn who_holds_a_port_that_capture_needs_is_named() {
+        std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let pod = NetNs::current().unwrap();
+            let mut other = listen_as("pilot-agent", INBOUND_PORT);
+            let mut proxy = Command::new("sleep").arg("60").spawn().unwrap();
+            let peer = Peer {
+                uid: 0,
+                gid: 0,
+                pid: proxy.id() as i32,
+                pidfd: None,
+            };
+            let address = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), INBOUND_PORT);
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while Connections::list(&pod).unwrap().listener(address).is_none() {
+                assert!(Instant::now() < deadline, "nobody listens");
+                std::thread::yield_now();
+            }
+            // With and without a proxy there: another mesh is not one that will come.
+            for proxy in [Some(&peer), None] {
+                let by = match PodListeners::open(&pod, 16, proxy) {
+                    Err(ListenersError::Taken { address: at, by }) if at == address => by,
+                    found => panic!("{found:?}"),
+                };
+                assert_eq!((by.pid, &*by.name), (other.id() as i32, "pilot-agent"));
+                assert!(by.to_string().ends_with("container istio-proxy"), "{by}");
+            }
+            for child in [&mut other, &mut proxy] {
+                child.kill().unwrap();
+                child.wait().unwrap();
+            }
+        })
+        .join()
+        .unwrap();
+    }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::{PodCondition, Status};
+use crate::{Obstacle, PodCondition, Status};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
@@ -15,6 +15,11 @@ pub fn register(registry: &Registry, status: watch::Receiver<Status>) -> prometh
             "podveil_redirect_pods",
             "Pods of this node under redirection, by condition",
             "condition",
+        )?,
+        not_captured: gauges(
+            "podveil_redirect_not_captured",
+            "Pods of this node that should be captured and are kept from it, by what",
+            "obstacle",
         )?,
         connections: gauges(
             "podveil_redirect_connections",
@@ -34,6 +39,7 @@ pub fn register(registry: &Registry, status: watch::Receiver<Status>) -> prometh
 struct Metrics {
     status: watch::Receiver<Status>,
     pods: IntGaugeVec,
+    not_captured: IntGaugeVec,
     connections: IntGaugeVec,
     fence: IntGaugeVec,
     proxy: IntGauge,
@@ -43,6 +49,7 @@ impl Collector for Metrics {
     fn desc(&self) -> Vec<&Desc> {
         [
             self.pods.desc(),
+            self.not_captured.desc(),
             self.connections.desc(),
             self.fence.desc(),
             self.proxy.desc(),
@@ -57,6 +64,15 @@ impl Collector for Metrics {
             self.pods
                 .with_label_values(&[&condition.to_string()])
                 .set(pods.count() as i64);
+        }
+        for obstacle in Obstacle::ALL {
+            let kept = status
+                .pods
+                .iter()
+                .filter(|pod| pod.obstacle == Some(obstacle));
+            self.not_captured
+                .with_label_values(&[&obstacle.to_string()])
+                .set(kept.count() as i64);
         }
         let sum = |of: fn(&crate::PodStatus) -> u64| status.pods.iter().map(of).sum::<u64>() as i64;
         for (kind, count) in [
@@ -75,6 +91,7 @@ impl Collector for Metrics {
         self.proxy.set(i64::from(status.proxy_connected));
         [
             self.pods.collect(),
+            self.not_captured.collect(),
             self.connections.collect(),
             self.fence.collect(),
             self.proxy.collect(),
@@ -97,6 +114,7 @@ mod tests {
                 uid: "u".into(),
                 condition: PodCondition::Ready,
                 reason: "".into(),
+                obstacle: Some(Obstacle::PortTaken),
                 older: 2,
                 captured: 3,
                 fence: FenceCount {
@@ -113,6 +131,7 @@ mod tests {
             .unwrap();
         for line in [
             "podveil_redirect_pods{condition=\"ready\"} 1",
+            "podveil_redirect_not_captured{obstacle=\"port_taken\"} 1",
             "podveil_redirect_connections{kind=\"older\"} 2",
             "podveil_redirect_connections{kind=\"captured\"} 3",
             "podveil_fence_packets{direction=\"out\"} 4",

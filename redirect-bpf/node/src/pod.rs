@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::PodCondition;
+use crate::{Obstacle, PodCondition};
 use podveil_apply::Observed;
 use podveil_plan::{Capture, Phase};
 use std::sync::Arc;
@@ -19,6 +19,9 @@ const FIRST_RETRY: Duration = Duration::from_millis(10);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 /// For a pod whose namespace is not there yet: one look serves all that wait.
 const LAST_FIND: Duration = Duration::from_secs(1);
+/// A sandbox is made well within this. A pod whose namespace has not been found by then is looked for less often, and a
+/// person is told what may be wrong with it.
+const FIND_PATIENCE: Duration = Duration::from_secs(20);
 
 /// One pod on its way under capture and out again.
 ///
@@ -49,7 +52,8 @@ pub struct Pod {
     observed: Observed,
     releasing_since: Option<Instant>,
     busy: bool,
-    failure: Option<Arc<str>>,
+    failure: Option<(Obstacle, Arc<str>)>,
+    missing_since: Option<Instant>,
     retry_at: Option<Instant>,
     pause: Duration,
     check_at: Instant,
@@ -109,6 +113,7 @@ pub enum Event {
     },
     Missing {
         reason: String,
+        obstacle: Obstacle,
     },
     Listening,
     Applied {
@@ -127,6 +132,10 @@ pub enum Event {
     Removed,
     Forgotten,
     Failed {
+        reason: String,
+    },
+    /// Another process has a port that the listeners need.
+    Taken {
         reason: String,
     },
 }
@@ -153,6 +162,7 @@ impl Pod {
             releasing_since: None,
             busy: false,
             failure: None,
+            missing_since: None,
             retry_at: None,
             pause: FIRST_RETRY,
             check_at: now,
@@ -315,15 +325,26 @@ impl Pod {
         self.busy = false;
         match event {
             Event::Failed { reason } => {
-                if self.goal.is_none() && self.listening == Listening::No && self.stands() {
-                    self.listening = Listening::GivenUp;
-                }
-                return self.fail(now, reason, LAST_RETRY);
+                self.give_up_listening();
+                return self.fail(now, Obstacle::Work, &reason, LAST_RETRY);
+            }
+            Event::Taken { reason } => {
+                self.give_up_listening();
+                return self.fail(now, Obstacle::PortTaken, &reason, LAST_RETRY);
             }
             Event::Missing { .. } if self.goal.is_none() => self.forget(),
-            Event::Missing { reason } => return self.fail(now, reason, LAST_FIND),
+            Event::Missing { reason, obstacle } => {
+                let since = *self.missing_since.get_or_insert(now);
+                let passes =
+                    obstacle.may_pass() && now.saturating_duration_since(since) < FIND_PATIENCE;
+                return match passes {
+                    true => self.fail(now, Obstacle::Work, &reason, LAST_FIND),
+                    false => self.fail(now, obstacle, &reason, LAST_RETRY),
+                };
+            }
             Event::Found { stands } => {
                 self.place = Place::Known;
+                self.missing_since = None;
                 self.standing = if stands {
                     Standing::Something
                 } else {
@@ -355,7 +376,7 @@ impl Pod {
                     }
                     Some(Err(reason)) => {
                         self.standing = Standing::Something;
-                        return self.fail(now, reason, LAST_RETRY);
+                        return self.fail(now, Obstacle::Work, &reason, LAST_RETRY);
                     }
                 }
             }
@@ -385,6 +406,7 @@ impl Pod {
 
     fn forget_netns(&mut self) {
         self.place = Place::Lost;
+        self.missing_since = None;
         self.listening = Listening::No;
         self.acceptance = Acceptance::None;
         self.standing = Standing::Nothing;
@@ -393,20 +415,37 @@ impl Pod {
         self.observed = Observed::default();
     }
 
-    fn fail(&mut self, now: Instant, reason: String, last: Duration) {
+    /// A pod that is let go does not need them.
+    fn give_up_listening(&mut self) {
+        if self.goal.is_none() && self.listening == Listening::No && self.stands() {
+            self.listening = Listening::GivenUp;
+        }
+    }
+
+    fn fail(&mut self, now: Instant, obstacle: Obstacle, reason: &str, last: Duration) {
         // A change of the fence that failed half-way, or rules that do not match: write everything again.
         if self.stands() {
             self.standing = Standing::Something;
             self.verified = false;
         }
-        self.failure = Some(reason.into());
+        let reason = match obstacle.cure() {
+            Some(cure) => format!("{reason}: {cure}"),
+            None => reason.to_owned(),
+        };
+        self.failure = Some((obstacle, reason.into()));
         self.retry_at = Some(now + self.pause.min(last));
         self.pause = (self.pause * 2).min(last);
     }
 
+    /// What keeps it from being captured; `None` while nothing does, or it is not wanted.
+    pub fn obstacle(&self) -> Option<Obstacle> {
+        let (obstacle, _) = self.failure.as_ref()?;
+        self.goal.is_some().then_some(*obstacle)
+    }
+
     /// What the controller is told, and why it is not better.
     pub fn condition(&self) -> (PodCondition, Arc<str>) {
-        let failure = self.failure.clone();
+        let failure = self.failure.as_ref().map(|(_, reason)| reason.clone());
         if self.goal.is_none() {
             return match self.stands() {
                 true => (PodCondition::Releasing, failure.unwrap_or_default()),

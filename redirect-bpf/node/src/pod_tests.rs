@@ -286,7 +286,10 @@ fn a_clean_pod_that_nobody_wants_is_left_alone() {
 fn failures_are_tried_again_with_growing_pauses() {
     let reason = || "there is no network namespace".to_owned();
     let failed: fn(String) -> Event = |reason| Event::Failed { reason };
-    let missing: fn(String) -> Event = |reason| Event::Missing { reason };
+    let missing: fn(String) -> Event = |reason| Event::Missing {
+        reason,
+        obstacle: Obstacle::NotFound,
+    };
     for (event, last) in [(failed, [2560, 5000, 5000]), (missing, [1000, 1000, 1000])] {
         let mut world = World::new();
         world.pod.set_goal(Some(capture()), true);
@@ -303,4 +306,37 @@ fn failures_are_tried_again_with_growing_pauses() {
         assert_eq!(pauses[8..], last);
         assert_eq!(*world.pod.condition().1, *reason());
     }
+}
+
+#[test]
+fn what_keeps_a_pod_from_capture_is_named_with_its_cure_once_it_is_no_moments_matter() {
+    let mut world = World::new();
+    world.pod.set_goal(Some(capture()), true);
+    let missing = || Event::Missing {
+        reason: "nobody is there".to_owned(),
+        obstacle: Obstacle::NotFound,
+    };
+    world.does(Action::Find, missing());
+    assert_eq!(world.pod.obstacle(), Some(Obstacle::Work));
+    assert_eq!(&*world.pod.condition().1, "nobody is there");
+    world.now += FIND_PATIENCE;
+    world.does(Action::Find, missing());
+    assert_eq!(world.pod.obstacle(), Some(Obstacle::NotFound));
+    let (condition, reason) = world.pod.condition();
+    assert_eq!(condition, PodCondition::Pending);
+    assert!(
+        reason.starts_with("nobody is there: ") && reason.contains("runtime class"),
+        "{reason}"
+    );
+    // Another mesh in the pod will not go away by itself.
+    world.now += LAST_RETRY;
+    world.does(Action::Find, Event::Found { stands: false });
+    assert_eq!(world.pod.obstacle(), None);
+    let reason = "port 15006 is taken".to_owned();
+    world.does(Action::Listen, Event::Taken { reason });
+    assert_eq!(world.pod.obstacle(), Some(Obstacle::PortTaken));
+    assert!(world.pod.condition().1.contains("out of the other mesh"));
+    // Nobody wants it any more: nothing is wrong with it.
+    world.pod.set_goal(None, true);
+    assert_eq!(world.pod.obstacle(), None);
 }

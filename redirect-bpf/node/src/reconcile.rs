@@ -348,7 +348,9 @@ impl<B: Backend> Reconciler<B> {
         };
         let before = entry.pod.condition();
         match &done.event {
-            Event::Failed { reason } => tracing::warn!(%uid, reason, "a pod's redirection failed"),
+            Event::Failed { reason } | Event::Taken { reason } => {
+                tracing::warn!(%uid, reason, "a pod's redirection failed");
+            }
             Event::Applied { capture, .. } => tracing::info!(
                 %uid, phase = ?capture.phase, mandatory = capture.refuses_plain,
                 older = done.older.as_ref().map_or(0, BTreeSet::len),
@@ -364,7 +366,7 @@ impl<B: Backend> Reconciler<B> {
             _ => {}
         }
         if let Some(found) = done.found {
-            tracing::debug!(%uid, netns = %found.netns.id(), anchor = ?found.anchor, "a pod's namespace is found");
+            tracing::info!(%uid, netns = %found.netns.id(), by = ?found.by, "a pod's namespace is found");
             let watch = found.anchor.clone().map(|anchor| {
                 let uid = uid.clone();
                 self.ends.spawn(async move {
@@ -467,6 +469,7 @@ impl<B: Backend> Reconciler<B> {
                     uid: uid.clone(),
                     condition,
                     reason,
+                    obstacle: entry.pod.obstacle(),
                     older: observed.older,
                     captured: observed.captured,
                     fence: observed.fence,

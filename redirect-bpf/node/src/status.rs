@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+use crate::Obstacle;
 use podveil_apply::FenceCount;
 use podveil_model::Uid;
 use std::fmt;
@@ -22,6 +23,8 @@ pub struct PodStatus {
     pub condition: PodCondition,
     /// Why it is not ready; one sentence, empty when it is.
     pub reason: Arc<str>,
+    /// What that is, in one word.
+    pub obstacle: Option<Obstacle>,
     pub older: usize,
     pub captured: usize,
     pub fence: FenceCount,

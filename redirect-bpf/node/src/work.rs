@@ -2,7 +2,7 @@
 //! The pieces of work that pods ask for. Each runs as a task of its own and ends with a [`Done`].
 
 use crate::finder::{FindError, Finder, Found};
-use crate::listeners::PodListeners;
+use crate::listeners::{ListenersError, PodListeners};
 use crate::pod::Event;
 use podveil_apply::{ApplyError, Backend, Connection};
 use podveil_model::Uid;
@@ -62,9 +62,12 @@ pub fn chain(error: &dyn Error) -> String {
 pub async fn look_for<B: Backend>(backend: Arc<B>, finder: Arc<Finder>, uid: Uid) -> Done {
     let found = match finder.find(&uid).await {
         Ok(found) => found,
-        Err(error @ FindError::Missing { .. }) => {
-            let reason = chain(&error);
-            return Event::Missing { reason }.into();
+        Err(FindError::Missing { what, obstacle }) => {
+            return Event::Missing {
+                reason: what,
+                obstacle,
+            }
+            .into();
         }
         Err(error) => return failed(&error),
     };
@@ -84,6 +87,10 @@ pub async fn listen(netns: Arc<NetNs>, backlog: u32, proxy: Option<Arc<Peer>>) -
             listeners: Some(Arc::new(listeners)),
             ..Event::Listening.into()
         },
+        Ok(Err(error @ ListenersError::Taken { .. })) => Event::Taken {
+            reason: chain(&error),
+        }
+        .into(),
         Ok(Err(error)) => failed(&error),
         Err(error) => failed(&error),
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-use super::{FindError, Found};
+use super::{By, FindError, Found};
+use crate::Obstacle;
 use podveil_model::Uid;
 use podveil_netns::{NetNs, NetNsError};
 use std::fs;
@@ -17,6 +18,7 @@ pub fn find(directory: &Path, uid: &Uid) -> Result<Found, FindError> {
     let path = directory.join(name);
     let missing = || FindError::Missing {
         what: format!("there is no network namespace at {}", path.display()),
+        obstacle: Obstacle::NotFound,
     };
     let netns = match NetNs::open(&path) {
         Ok(netns) => netns,
@@ -34,6 +36,7 @@ pub fn find(directory: &Path, uid: &Uid) -> Result<Found, FindError> {
     Ok(Found {
         netns: Arc::new(netns),
         anchor: None,
+        by: By::Directory,
     })
 }
 
@@ -57,6 +60,7 @@ pub fn all(directory: &Path) -> Result<Vec<(String, Found)>, FindError> {
             let found = Found {
                 netns,
                 anchor: None,
+                by: By::Directory,
             };
             Some((path.display().to_string(), found))
         })

@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Pods by their processes in `/proc`, which must be the node's (`hostPID`).
 
-use super::{FindError, Found};
+use super::cri::Cri;
+use super::{By, FindError, Found};
+use crate::Obstacle;
 use podveil_model::Uid;
 use podveil_netns::pod_cgroup::pod_uid;
 use podveil_netns::process::{self, Process};
 use podveil_netns::{NetNs, NetNsError, NetNsId};
 use std::collections::HashMap;
+use std::error::Error;
 use std::fs;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::Mutex;
@@ -20,6 +24,7 @@ const MAX_TRIED: usize = 4;
 #[derive(Debug, Default)]
 pub struct Processes {
     newest: Mutex<Option<Scan>>,
+    cri: Option<Cri>,
 }
 
 /// Who was there at one moment.
@@ -47,19 +52,67 @@ enum MemberError {
     Host { pid: i32 },
     #[error(transparent)]
     NetNs(#[from] NetNsError),
+    #[error("its sandbox is {program}, process {pid}")]
+    Sandboxed { pid: i32, program: String },
 }
 
+/// Programs that are a pod's first process where its containers have a kernel of their own: gVisor, and the machines of
+/// Kata. A container may run one of them too, but never as the pod's oldest process.
+const SANDBOXES: [&str; 6] = [
+    "cloud-hypervisor",
+    "containerd-shim-kata",
+    "firecracker",
+    "qemu-",
+    "runsc",
+    "stratovirt",
+];
+
 impl Processes {
+    /// `cri_socket`: of the container runtime, to be asked before `/proc` is looked through.
+    pub fn new(cri_socket: Option<PathBuf>) -> Self {
+        Self {
+            newest: Mutex::default(),
+            cri: cri_socket.map(Cri::new),
+        }
+    }
+
     /// The namespace of the pod's oldest process: that of its sandbox, which is there before every container and cannot be
     /// feigned by one.
     pub async fn find(&self, uid: &Uid) -> Result<Found, FindError> {
+        if let Some(found) = self.find_by_cri(uid).await {
+            return Ok(found);
+        }
         let pods = self.pods().await?;
         let Some(members) = pods.get(&*uid.0) else {
             return Err(FindError::Missing {
                 what: "no process of the pod runs on this node".to_owned(),
+                obstacle: Obstacle::NotFound,
             });
         };
         open_oldest(&uid.0, members)
+    }
+
+    /// The runtime says which process; that it is the pod's must be so in `/proc` as well. `None`: look there.
+    async fn find_by_cri(&self, uid: &Uid) -> Option<Found> {
+        let pid = match self.cri.as_ref()?.sandbox(uid).await {
+            Ok(pid) => pid?,
+            Err(error) => {
+                let source = error.source().map(ToString::to_string);
+                tracing::debug!(%uid, %error, source, "the pod is looked for in /proc");
+                return None;
+            }
+        };
+        let start_ticks = process::start_time(pid).ok()?;
+        match open(&uid.0, Member { start_ticks, pid }) {
+            Ok(found) => Some(Found {
+                by: By::Runtime,
+                ..found
+            }),
+            Err(error) => {
+                tracing::debug!(%uid, pid, %error, "what the runtime names is not the pod's");
+                None
+            }
+        }
     }
 
     /// Of every pod on the machine that has a namespace of its own.
@@ -118,15 +171,25 @@ fn scan() -> io::Result<HashMap<String, Vec<Member>>> {
 }
 
 fn open_oldest(uid: &str, members: &[Member]) -> Result<Found, FindError> {
-    let mut what = String::new();
+    let (mut what, mut obstacle) = (String::new(), Obstacle::NotFound);
     for member in members.iter().take(MAX_TRIED) {
         match open(uid, *member) {
             Ok(found) => return Ok(found),
             Err(MemberError::NetNs(error)) => return Err(FindError::NetNs(error)),
-            Err(error) => what = error.to_string(),
+            Err(error @ MemberError::Sandboxed { .. }) => {
+                let what = error.to_string();
+                let obstacle = Obstacle::Sandboxed;
+                return Err(FindError::Missing { what, obstacle });
+            }
+            Err(error) => {
+                what = error.to_string();
+                if matches!(error, MemberError::Host { .. }) {
+                    obstacle = Obstacle::HostNetwork;
+                }
+            }
         }
     }
-    Err(FindError::Missing { what })
+    Err(FindError::Missing { what, obstacle })
 }
 
 fn pod_of(pid: i32) -> Option<String> {
@@ -149,13 +212,27 @@ fn open(uid: &str, member: Member) -> Result<Found, MemberError> {
     if !same {
         return Err(ended());
     }
+    if let Some(program) = program(pid).filter(|program| is_sandbox(program)) {
+        return Err(MemberError::Sandboxed { pid, program });
+    }
     if is_hosts(netns.id())? {
         return Err(MemberError::Host { pid });
     }
     Ok(Found {
         netns: Arc::new(netns),
         anchor: Some(Arc::new(held)),
+        by: By::Processes,
     })
+}
+
+/// The file name of what the process runs.
+fn program(pid: i32) -> Option<String> {
+    let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    Some(path.file_name()?.to_string_lossy().into_owned())
+}
+
+fn is_sandbox(program: &str) -> bool {
+    SANDBOXES.iter().any(|name| program.starts_with(name))
 }
 
 /// Our own, or that of the machine's first process, which is another one where the node itself is a container. A first
@@ -168,7 +245,7 @@ fn is_hosts(id: NetNsId) -> Result<bool, NetNsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
     use std::process::{Child, Command};
     use std::time::Duration;
 
@@ -279,7 +356,33 @@ mod tests {
         let expected = MemberError::Host { pid }.to_string();
         loop {
             match processes.find(&Uid::from(uid)).await {
-                Err(FindError::Missing { what }) if what == expected => return,
+                Err(FindError::Missing { what, obstacle }) if what == expected => {
+                    assert_eq!(obstacle, Obstacle::HostNetwork);
+                    return;
+                }
+                found => assert!(Instant::now() < deadline, "{found:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    #[ignore = "netns"]
+    async fn a_virtual_machine_is_named() {
+        let uid = "5a7e0b52-63d0-4a83-93a4-20b7a7e7ad03";
+        let folder = tempfile::tempdir().unwrap();
+        let machine = folder.path().join("qemu-system-x86_64");
+        fs::copy("/bin/sleep", &machine).unwrap();
+        let mut pod = Pod::new(uid);
+        let pid = pod.start(&format!("unshare --net {} 60", machine.display()));
+        let processes = Processes::default();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let expected = format!("its sandbox is qemu-system-x86_64, process {pid}");
+        loop {
+            match processes.find(&Uid::from(uid)).await {
+                Err(FindError::Missing { what, obstacle }) if what == expected => {
+                    assert_eq!(obstacle, Obstacle::Sandboxed);
+                    return;
+                }
                 found => assert!(Instant::now() < deadline, "{found:?}"),
             }
         }
