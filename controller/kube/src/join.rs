@@ -21,6 +21,7 @@ pub(crate) const RECOVERED: Duration = Duration::from_secs(60);
 pub(crate) struct Join {
     options: KubeOptions,
     services: HashMap<Arc<str>, Joined>,
+    released: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -35,6 +36,7 @@ impl Join {
         Self {
             options,
             services: HashMap::new(),
+            released: None,
         }
     }
 
@@ -50,6 +52,11 @@ impl Join {
         if !pods || !(rest || self.options.scope == Scope::Pods) {
             return None;
         }
+        // A request is taken back by the object that carried it. One that is gone went with the installation, while
+        // programs of it still end: they are to end as they were asked to.
+        if let Some(marker) = tables.markers.values().next() {
+            self.released = marker.asked.then_some(marker.version);
+        }
         Some(Cluster {
             version: tables.version,
             trust_domain: self.options.trust_domain.clone(),
@@ -57,7 +64,7 @@ impl Join {
             plain_outbound: plain_outbound(tables.services.values().map(Arc::as_ref)),
             defaults: self.options.defaults,
             cilium_encrypts: tables.cilium.values().next().is_some(),
-            released: tables.markers.values().map(|marker| marker.version).max(),
+            released: self.released,
             nodes: tables
                 .nodes
                 .values()
@@ -207,8 +214,35 @@ fn current<V: Kept>(table: &mut Table<V>) -> Option<Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::objects::Marker;
     use crate::services;
     use k8s_openapi::api::core::v1::Service;
+
+    #[test]
+    fn an_uninstallation_is_taken_back_by_its_object_and_not_by_the_end_of_that() {
+        let mut tables = Tables::default();
+        tables.pods.end();
+        tables.namespaces.end();
+        let mut join = Join::new(KubeOptions {
+            scope: Scope::Pods,
+            trust_domain: podveil_identity::TrustDomain::new("cluster.local").unwrap(),
+            own_namespace: "podveil-system".parse().unwrap(),
+            defaults: Default::default(),
+            take_over: false,
+        });
+        let marker = |version, asked| Some(Marker { version, asked });
+        for (marker, released) in [
+            (None, None),
+            (marker(5, false), None),
+            (marker(6, true), Some(6)),
+            (None, Some(6)),
+            (marker(8, false), None),
+            (None, None),
+        ] {
+            tables.markers.apply("podveil-uninstall".into(), marker);
+            assert_eq!(join.cluster(&tables).unwrap().released, released);
+        }
+    }
 
     #[test]
     fn strict_workloads_reach_the_api_server_and_names_and_no_other_service() {

@@ -130,21 +130,19 @@ pub(crate) fn cilium_encrypts(object: core::ConfigMap) -> Option<CiliumEncrypts>
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct Marker {
     pub version: u64,
+    /// Podveil is to let go.
+    pub asked: bool,
 }
 
 impl Kept for Marker {
-    fn same(&self, _: &Self) -> bool {
-        true
+    fn same(&self, other: &Self) -> bool {
+        self.asked == other.asked
     }
 }
 
-/// `None` unless it says that Podveil is to let go.
 pub(crate) fn marker(object: core::ConfigMap) -> Option<Marker> {
     let version = version(&object);
-    let said = object
-        .metadata
-        .annotations?
-        .get(UNINSTALL)
-        .is_some_and(|value| value == "true");
-    said.then_some(Marker { version })
+    let annotations = object.metadata.annotations.unwrap_or_default();
+    let asked = (annotations.get(UNINSTALL)).is_some_and(|value| value == "true");
+    Some(Marker { version, asked })
 }

@@ -231,6 +231,7 @@ fn others(path: &[String], schema: &Value, default: &Value) -> anyhow::Result<Ve
         "string" => match schema["pattern"].as_str() {
             Some(pattern) if pattern.ends_with("s|m|h)$") => json!(longer(default)?),
             Some(pattern) if pattern.contains("|debug|") => json!("trace"),
+            Some(pattern) if pattern.starts_with("^(/") => json!("/run/other/other.sock"),
             _ => json!(format!("{}other", default.as_str().unwrap_or_default())),
         },
         other => bail!("{path:?} is a {other}"),

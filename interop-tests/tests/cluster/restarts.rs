@@ -172,7 +172,7 @@ fn found_by_runtime(podveil: &Podveil<'_>) -> anyhow::Result<()> {
     let found = (logs.lines())
         .find(|line| line.contains(&uid) && line.contains("a pod's namespace is found"))
         .with_context(|| format!("nothing of {uid} is found:\n{logs}"))?;
-    ensure!(found.contains("by=Runtime"), "{found}");
+    ensure!(found.contains("Runtime"), "{found}");
     Ok(())
 }
 

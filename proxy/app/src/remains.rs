@@ -52,10 +52,8 @@ pub async fn remove_shared(config: &NodeConfig) {
 }
 
 fn is_removed(folder: &Path) -> bool {
-    let removed = match fs::remove_dir(folder) {
-        Err(error) if error.kind() == ErrorKind::ResourceBusy => remove_behind_mount(folder),
-        other => other,
-    };
+    // A mount is busy, and what is around it may be read-only.
+    let removed = fs::remove_dir(folder).or_else(|_| remove_behind_mount(folder));
     removed.is_ok() || !folder.exists()
 }
 
