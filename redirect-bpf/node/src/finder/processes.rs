@@ -392,8 +392,12 @@ mod tests {
     async fn those_who_ask_together_share_a_scan() {
         let processes = Processes::default();
         let first = processes.pods().await.unwrap();
-        let (two, three, four) = tokio::join!(processes.pods(), processes.pods(), processes.pods());
-        assert!(!Arc::ptr_eq(&first, two.as_ref().unwrap()));
-        assert!(Arc::ptr_eq(&three.unwrap(), &four.unwrap()));
+        // Nobody is served before all have asked.
+        let held = processes.newest.lock().await;
+        let (two, three, ()) =
+            tokio::join!(processes.pods(), processes.pods(), async { drop(held) });
+        let two = two.unwrap();
+        assert!(!Arc::ptr_eq(&first, &two));
+        assert!(Arc::ptr_eq(&two, &three.unwrap()));
     }
 }
