@@ -8,7 +8,8 @@ use std::thread;
 const BUFFER_BYTES: usize = 16 * 1024;
 
 /// Carries bytes between the admin socket and this process's own standard input and output, for a caller at the other end
-/// of a Kubernetes `exec`. Ends when the CA closes the connection; input that ends first only ends that direction.
+/// of a Kubernetes `exec`. Ends when the CA closes the connection or the caller leaves; input that ends first only ends
+/// that direction.
 ///
 /// # Errors
 /// If nobody listens on `socket`, or we may not connect, or a side breaks.
@@ -26,7 +27,11 @@ pub fn admin_stdio(socket: &Path) -> io::Result<()> {
         };
         let _ = towards_ca.shutdown(end);
     });
-    copy(&mut &ca, &mut io::stdout().lock())
+    match copy(&mut &ca, &mut io::stdout().lock()) {
+        // The caller has left before the CA's last words, which is no failure.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        copied => copied,
+    }
 }
 
 /// As `io::copy`, but each piece is passed on at once: the two ends talk to each other.
