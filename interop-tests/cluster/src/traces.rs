@@ -8,9 +8,6 @@ use std::collections::BTreeSet;
 /// Kinds that come and go by themselves.
 const RESTLESS: [&str; 3] = ["events", "leases", "metrics"];
 
-/// What is still waited for: they hold no key, and nothing acts by them.
-const STAYS: [&str; 3] = ["file: /run/podveil", "file: /var/lib/podveil", "cgroup: "];
-
 /// One line for each object of the API, and on the nodes for each rule, route, listener, setting, cgroup, pin and file, in
 /// the node's and in every pod's network namespace.
 #[derive(Debug)]
@@ -44,10 +41,7 @@ impl Traces {
                 found.contains("sysctl: ") && found.contains("route: "),
                 "the search sees nothing: {found:?}"
             );
-            let found = found
-                .lines()
-                .filter(|line| !STAYS.iter().any(|stays| line.starts_with(stays)));
-            lines.extend(found.map(|line| format!("{}: {line}", node.name())));
+            lines.extend(found.lines().map(|line| format!("{}: {line}", node.name())));
         }
         Ok(Self(lines))
     }
