@@ -21,6 +21,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::{Api, Client};
+use podveil_kube::each;
 use serde::de::DeserializeOwned;
 
 /// The controller's admin page, and that of the `proxy` module.
@@ -68,19 +69,14 @@ impl Cluster {
     pub async fn programs(&self) -> anyhow::Result<Programs> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         let mut found = Vec::new();
-        let mut page = ListParams::default().limit(PAGE);
-        loop {
-            let list = pods.list(&page).await.or_cure(
-                format!("listing the pods in namespace {}", self.namespace),
-                "`kubectl auth can-i list pods -n <namespace>` says whether you may; `--kubeconfig` and `--context` \
-                 choose another cluster",
-            )?;
-            found.extend(list.items.iter().filter_map(ProgramPod::from_pod));
-            match list.metadata.continue_ {
-                Some(next) if !next.is_empty() => page = page.continue_token(&next),
-                _ => return Ok(Programs::new(found)),
-            }
-        }
+        let page = ListParams::default().limit(PAGE);
+        let listed = each(&pods, page, |pod| found.extend(ProgramPod::from_pod(&pod)));
+        listed.await.or_cure(
+            format!("listing the pods in namespace {}", self.namespace),
+            "`kubectl auth can-i list pods -n <namespace>` says whether you may; `--kubeconfig` and `--context` \
+             choose another cluster",
+        )?;
+        Ok(Programs::new(found))
     }
 
     /// One answer of a program's loopback page.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use anyhow::Context;
 use podveil_netns::NetNs;
-use podveil_sim::{Binaries, NodeSettings, World};
+use podveil_sim::{Binaries, NodeSettings, Service, ServicePort, World};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
@@ -82,6 +82,26 @@ impl Mesh {
             .flat_map(|pod| self.0.pod(pod).net.addresses)
             .map(|address| SocketAddr::new(address, port))
             .collect()
+    }
+}
+
+impl Mesh {
+    /// Adds the service `web` of the pods `near` and `far`: port 80 of these addresses is `target_port` of theirs.
+    ///
+    /// # Errors
+    /// If the cluster file cannot be written.
+    pub fn add_web(&mut self, addresses: &[IpAddr], target_port: u16) -> anyhow::Result<()> {
+        self.cluster.services.push(Service {
+            name: "web".into(),
+            namespace: "shop".into(),
+            addresses: addresses.to_vec(),
+            ports: vec![ServicePort {
+                port: 80,
+                target_port,
+            }],
+            endpoints: vec!["near".into(), "far".into()],
+        });
+        self.cluster.write()
     }
 }
 

@@ -23,6 +23,7 @@ use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
 use kube::api::ListParams;
 use kube::{Api, Resource, ResourceExt};
 use permissions::Permission;
+use podveil_kube::each;
 use podveil_source::labels;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
@@ -148,14 +149,9 @@ where
         page = page.fields(fields);
     }
     let mut items = Vec::new();
-    loop {
-        let list = api.list(&page).await.map_err(|error| error.to_string())?;
-        items.extend(list.items);
-        match list.metadata.continue_ {
-            Some(next) if !next.is_empty() => page = page.continue_token(&next),
-            _ => return Ok(items),
-        }
-    }
+    let listed = each(&api, page, |item| items.push(item)).await;
+    listed.map_err(|error| error.to_string())?;
+    Ok(items)
 }
 
 async fn list_in<K>(cluster: &Cluster, namespaces: &BTreeSet<String>) -> Answered<Vec<K>>

@@ -9,13 +9,11 @@ use podveil_kube::k8s_openapi::api::admissionregistration::v1::{
 use podveil_kube::k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use podveil_kube::k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
 use podveil_kube::kube::api::ListParams;
-use podveil_kube::kube::{self, Api, Client, Resource};
-use podveil_kube::{Backend, Standing};
+use podveil_kube::kube::{self, Api, Client};
+use podveil_kube::{Backend, Standing, each};
 use podveil_model::{Mode, Uid};
 use podveil_source::{Cluster, Pod, ServiceEntry, Target, labels};
-use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -86,42 +84,28 @@ fn strict(cluster: &Cluster) -> BTreeSet<KubernetesName> {
 }
 
 async fn backends(client: &Client) -> kube::Result<Vec<Backend>> {
+    let page = || ListParams::default().limit(PAGE);
     let mut found = Vec::new();
-    each(client, |one: &MutatingWebhookConfiguration| {
-        found.extend(Backend::of_mutating(one));
+    let mutating: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
+    each(&mutating, page(), |one| {
+        found.extend(Backend::of_mutating(&one))
     })
     .await?;
-    each(client, |one: &ValidatingWebhookConfiguration| {
-        found.extend(Backend::of_validating(one));
+    let validating: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
+    each(&validating, page(), |one| {
+        found.extend(Backend::of_validating(&one))
     })
     .await?;
-    each(client, |one: &APIService| {
-        found.extend(Backend::of_api(one))
-    })
-    .await?;
-    each(client, |one: &CustomResourceDefinition| {
-        found.extend(Backend::of_definition(one));
+    let apis: Api<APIService> = Api::all(client.clone());
+    each(&apis, page(), |one| found.extend(Backend::of_api(&one))).await?;
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    each(&definitions, page(), |one| {
+        found.extend(Backend::of_definition(&one))
     })
     .await?;
     found.sort();
     found.dedup();
     Ok(found)
-}
-
-async fn each<K>(client: &Client, mut take: impl FnMut(&K)) -> kube::Result<()>
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
-{
-    let api: Api<K> = Api::all(client.clone());
-    let mut page = ListParams::default().limit(PAGE);
-    loop {
-        let list = api.list(&page).await?;
-        list.items.iter().for_each(&mut take);
-        match list.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => page = page.continue_token(&token),
-            None => return Ok(()),
-        }
-    }
 }
 
 fn judge(cluster: &Cluster, strict: &BTreeSet<KubernetesName>, backends: &[Backend]) -> Refused {

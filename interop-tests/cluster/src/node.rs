@@ -110,12 +110,11 @@ impl Node {
     pub fn run_containerd(&self) -> anyhow::Result<Program> {
         let containerd = tools::path(Tool::Containerd)?;
         let shim = tools::path(Tool::ContainerdShim)?;
-        let path = std::env::var("PATH").unwrap_or_default();
         let own = shim.parent().map(text).unwrap_or_default();
         let config = format!("--config={}", self.file("containerd"));
         let mut containerd = self.machine.start_program(
             "containerd",
-            &[format!("PATH={own}:{path}:/usr/sbin:/sbin")],
+            &[search_path(&format!("{own}:"))],
             &words(&["", &text(&containerd), &config]),
         )?;
         let ctr = text(&tools::path(Tool::Ctr)?);
@@ -172,10 +171,9 @@ impl Node {
 
     pub(crate) fn start_kube_proxy(&mut self) -> anyhow::Result<()> {
         let kubeconfig = self.folder.join("kube-proxy.kubeconfig");
-        let path = std::env::var("PATH").unwrap_or_default();
         self.kube_proxy = Some(self.machine.start_program(
             "kube-proxy",
-            &[format!("PATH={path}:/usr/sbin:/sbin")],
+            &[search_path("")],
             &[
                 text(&tools::path(Tool::KubeProxy)?),
                 format!("--kubeconfig={}", kubeconfig.display()),
@@ -196,10 +194,9 @@ impl Node {
     pub fn start_kubelet(&mut self) -> anyhow::Result<()> {
         let name = self.name().to_owned();
         let kubeconfig = self.folder.join(format!("{name}.kubeconfig"));
-        let path = std::env::var("PATH").unwrap_or_default();
         self.kubelet = Some(self.machine.start_program(
             "kubelet",
-            &[format!("PATH={path}:/usr/sbin:/sbin")],
+            &[search_path("")],
             &[
                 text(&tools::path(Tool::Kubelet)?),
                 format!("--kubeconfig={}", kubeconfig.display()),
@@ -327,4 +324,10 @@ state = "/run/containerd"
 "#,
         pause = image::PAUSE_IMAGE
     )
+}
+
+/// `PATH` for a program of a node: `first`, then ours, then where Debian keeps what only root calls.
+fn search_path(first: &str) -> String {
+    let path = std::env::var("PATH").unwrap_or_default();
+    format!("PATH={first}{path}:/usr/sbin:/sbin")
 }

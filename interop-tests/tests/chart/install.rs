@@ -49,6 +49,11 @@ fn release(api: &ApiServer, arguments: &[&str]) -> anyhow::Result<String> {
     helm(&all, "")
 }
 
+fn write(api: &ApiServer, object: &str, key: &str, value: &str) -> anyhow::Result<()> {
+    let written = json!({ "data": { key: value } }).to_string();
+    kubectl(api, &["patch", object, "--type=merge", "-p", &written]).map(drop)
+}
+
 fn data(api: &ApiServer, object: &str) -> anyhow::Result<Value> {
     let text = kubectl(api, &["get", object, "-o", "json"])?;
     Ok(serde_json::from_str::<Value>(&text)?["data"].clone())
@@ -74,30 +79,8 @@ fn what_programs_write_lives_through_an_upgrade_and_goes_with_the_release() -> a
         );
     }
     // As the programs do.
-    let written = json!({ "data": { "bundle.pem": "roots" } }).to_string();
-    kubectl(
-        &api,
-        &[
-            "patch",
-            "configmap",
-            "podveil-roots",
-            "--type=merge",
-            "-p",
-            &written,
-        ],
-    )?;
-    let written = json!({ "data": { "journal": "a2V5cw==" } }).to_string();
-    kubectl(
-        &api,
-        &[
-            "patch",
-            "secret",
-            "podveil-ca",
-            "--type=merge",
-            "-p",
-            &written,
-        ],
-    )?;
+    write(&api, "configmap/podveil-roots", "bundle.pem", "roots")?;
+    write(&api, "secret/podveil-ca", "journal", "a2V5cw==")?;
     release(
         &api,
         &["upgrade", "podveil", path, "--set", "ca.replicas=3"],
@@ -134,18 +117,7 @@ fn keys_that_are_to_be_kept_are_taken_over_by_the_next_release() -> anyhow::Resu
     ]
     .concat();
     release(&api, &install)?;
-    let written = json!({ "data": { "journal": "a2V5cw==" } }).to_string();
-    kubectl(
-        &api,
-        &[
-            "patch",
-            "secret",
-            "podveil-ca",
-            "--type=merge",
-            "-p",
-            &written,
-        ],
-    )?;
+    write(&api, "secret/podveil-ca", "journal", "a2V5cw==")?;
     release(&api, &["uninstall", "podveil", "--no-hooks"])?;
     let mut left = ours(&api)?;
     left.sort();

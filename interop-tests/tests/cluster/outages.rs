@@ -99,8 +99,8 @@ fn without_controllers_and_ca(bed: &mut Bed) -> anyhow::Result<String> {
     bed.wait_until_whole()?;
     let back = killed.elapsed();
     old.lives()?;
-    let after = bed.xds()?;
-    let tried = after.terminations - before.terminations;
+    let since = bed.xds_since(&before)?;
+    let tried = since.terminations;
     ensure!(
         tried <= MOST_ATTEMPTS,
         "{tried} attempts to reach a controller"
@@ -109,7 +109,7 @@ fn without_controllers_and_ca(bed: &mut Bed) -> anyhow::Result<String> {
         "{attempts} connections meanwhile, whole {:.1} s after the kill, {tried} streams ended or tried for, \
          {} bytes of addresses sent again",
         back.as_secs_f64(),
-        after.address_bytes - before.address_bytes,
+        since.address_bytes,
     ))
 }
 
@@ -125,13 +125,13 @@ fn cut_off(bed: &mut Bed) -> anyhow::Result<String> {
     bed.wait_until_whole()?;
     let back = healed.elapsed();
     old.lives()?;
-    let after = bed.xds()?;
-    let tried = after.terminations - before.terminations;
+    let since = bed.xds_since(&before)?;
+    let tried = since.terminations;
     ensure!(
         tried <= MOST_ATTEMPTS,
         "{tried} attempts to reach a controller"
     );
-    let bytes = after.address_bytes - before.address_bytes;
+    let bytes = since.address_bytes;
     // Kubernetes itself may have changed its mind about the node's pods.
     ensure!(
         bytes <= before.address_bytes / 2,
@@ -184,13 +184,13 @@ fn without_the_api_server(bed: &mut Bed) -> anyhow::Result<String> {
     let back = Instant::now();
     bed.wait_until_whole()?;
     old.lives()?;
-    let after = bed.xds()?;
+    let since = bed.xds_since(&before)?;
     Ok(format!(
         "{made} connections meanwhile, whole {:.1} s after the API server is ready, {} streams ended, {} bytes of \
          addresses sent",
         back.elapsed().as_secs_f64(),
-        after.terminations - before.terminations,
-        after.address_bytes - before.address_bytes,
+        since.terminations,
+        since.address_bytes,
     ))
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use anyhow::ensure;
 use podveil_interop_tests::{Mesh, tcp};
-use podveil_sim::{NodeSettings, Service, ServicePort, eventually, run};
+use podveil_sim::{NodeSettings, eventually, run};
 use std::net::SocketAddr;
 
 const PORT: u16 = 9000;
@@ -39,17 +39,7 @@ fn two_pods_of_one_identity_on_one_node_each_keep_their_own_source_address() -> 
 fn a_service_address_is_resolved_to_an_endpoint() -> anyhow::Result<()> {
     let mut mesh = podveil_interop_tests::shop()?;
     let addresses = ["10.96.0.80".parse()?, "fd00:10:96::80".parse()?];
-    mesh.cluster.services.push(Service {
-        name: "web".into(),
-        namespace: "shop".into(),
-        addresses: addresses.to_vec(),
-        ports: vec![ServicePort {
-            port: 80,
-            target_port: PORT,
-        }],
-        endpoints: vec!["near".into(), "far".into()],
-    });
-    mesh.cluster.write()?;
+    mesh.add_web(&addresses, PORT)?;
     let near = tcp::listen(mesh.netns("near"), PORT)?;
     let far = tcp::listen(mesh.netns("far"), PORT)?;
     near.set_nonblocking(true)?;

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 use anyhow::ensure;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use podveil_interop_tests::{Mesh, shop, tcp};
-use podveil_sim::{NodeSettings, Service, ServicePort, run};
+use podveil_sim::{NodeSettings, run};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -47,6 +49,15 @@ fn expect_reset_in_time(mesh: &Mesh) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Node 2's proxy does nothing meanwhile; afterwards it does again, whatever came of the work.
+fn while_stopped(mesh: &Mesh, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let proxy = Pid::from_raw(mesh.nodes[1].proxy.pid().try_into()?);
+    kill(proxy, Signal::SIGSTOP)?;
+    let worked = work();
+    kill(proxy, Signal::SIGCONT)?;
+    worked
+}
+
 #[test]
 #[ignore = "netns"]
 fn a_peer_that_does_not_answer_tcp_is_given_up_by_reset() -> anyhow::Result<()> {
@@ -76,11 +87,7 @@ fn a_peer_that_does_not_answer_tcp_is_given_up_by_reset() -> anyhow::Result<()> 
 #[ignore = "netns"]
 fn a_peer_that_does_not_answer_tls_is_given_up_by_reset() -> anyhow::Result<()> {
     let mesh = mesh()?;
-    let proxy = nix::unistd::Pid::from_raw(mesh.nodes[1].proxy.pid().try_into()?);
-    nix::sys::signal::kill(proxy, nix::sys::signal::Signal::SIGSTOP)?;
-    let refused = expect_reset_in_time(&mesh);
-    nix::sys::signal::kill(proxy, nix::sys::signal::Signal::SIGCONT)?;
-    refused
+    while_stopped(&mesh, || expect_reset_in_time(&mesh))
 }
 
 #[test]
@@ -88,33 +95,20 @@ fn a_peer_that_does_not_answer_tls_is_given_up_by_reset() -> anyhow::Result<()> 
 fn a_service_with_a_silent_endpoint_fails_no_connection() -> anyhow::Result<()> {
     let mut mesh = shop()?;
     let address = "10.96.0.80".parse()?;
-    mesh.cluster.services.push(Service {
-        name: "web".into(),
-        namespace: "shop".into(),
-        addresses: vec![address],
-        ports: vec![ServicePort {
-            port: 80,
-            target_port: PORT,
-        }],
-        endpoints: vec!["near".into(), "far".into()],
-    });
-    mesh.cluster.write()?;
+    mesh.add_web(&[address], PORT)?;
     let near = tcp::listen(mesh.netns("near"), PORT)?;
-    let proxy = nix::unistd::Pid::from_raw(mesh.nodes[1].proxy.pid().try_into()?);
-    nix::sys::signal::kill(proxy, nix::sys::signal::Signal::SIGSTOP)?;
-    // So many that both endpoints have been the first choice, but for one time in a million.
-    let clients: Vec<_> = (0..20)
-        .map(|_| tcp::connect(mesh.netns("client"), (address, 80).into()))
-        .collect::<Result<_, _>>()?;
-    let served = clients.iter().try_for_each(|_| {
-        let server = tcp::accept(&near)?;
-        tcp::send(&server, 1)
-    });
-    let answered = clients
-        .iter()
-        .try_for_each(|client| tcp::receive(client, 1));
-    nix::sys::signal::kill(proxy, nix::sys::signal::Signal::SIGCONT)?;
-    served.and(answered)
+    while_stopped(&mesh, || {
+        // So many that both endpoints have been the first choice, but for one time in a million.
+        let clients: Vec<_> = (0..20)
+            .map(|_| tcp::connect(mesh.netns("client"), (address, 80).into()))
+            .collect::<Result<_, _>>()?;
+        for _ in &clients {
+            tcp::send(&tcp::accept(&near)?, 1)?;
+        }
+        clients
+            .iter()
+            .try_for_each(|client| tcp::receive(client, 1))
+    })
 }
 
 #[test]

@@ -78,6 +78,20 @@ impl Reports for Service {
     }
 }
 
+/// The way to a server of its own for this.
+async fn serve(reports: impl Reports) -> Channel {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(
+        Server::builder()
+            .add_service(ReportsServer::new(reports))
+            .serve_with_incoming(TcpListenerStream::new(listener)),
+    );
+    Endpoint::from_shared(format!("http://{address}"))
+        .unwrap()
+        .connect_lazy()
+}
+
 impl Replica {
     async fn start() -> Self {
         let (reported, reports) = mpsc::channel(64);
@@ -86,16 +100,7 @@ impl Replica {
             reports: reported,
             words: Some(told).into(),
         };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        tokio::spawn(
-            Server::builder()
-                .add_service(ReportsServer::new(service))
-                .serve_with_incoming(TcpListenerStream::new(listener)),
-        );
-        let channel = Endpoint::from_shared(format!("http://{address}"))
-            .unwrap()
-            .connect_lazy();
+        let channel = serve(service).await;
         Self {
             reports,
             words,
@@ -242,16 +247,7 @@ impl Reports for Mute {
 
 #[tokio::test]
 async fn a_replica_that_answers_nothing_is_given_up() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(
-        Server::builder()
-            .add_service(ReportsServer::new(Mute))
-            .serve_with_incoming(TcpListenerStream::new(listener)),
-    );
-    let channel = Endpoint::from_shared(format!("http://{address}"))
-        .unwrap()
-        .connect_lazy();
+    let channel = serve(Mute).await;
     let (_state, seen) = watch::channel(1);
     let (opened, mut open) = watch::channel(false);
     let task = tokio::spawn(async move {

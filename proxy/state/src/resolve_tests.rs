@@ -2,7 +2,7 @@
 use super::*;
 use crate::Insert;
 use podveil_model::{Epoch, Health, Mode, Scope, Stage};
-use podveil_testing::{mesh, service, workload};
+use podveil_testing::{answer_line, mesh, service, workload};
 
 fn view(build: impl FnOnce(&mut View)) -> View {
     let mut view = View::default();
@@ -15,24 +15,6 @@ fn view(build: impl FnOnce(&mut View)) -> View {
 fn resolve(view: &View, destination: &str) -> Answer {
     let source = workload("client").address("10.0.0.1").build();
     view.resolve(&source, OriginalDst(destination.parse().unwrap()))
-}
-
-/// The answer in one line: its kind, then the addresses in order of their text.
-fn line(answer: Answer) -> String {
-    let addresses = |upstreams: Vec<Upstream>| {
-        let mut texts: Vec<_> = upstreams
-            .iter()
-            .map(|upstream| upstream.address.to_string())
-            .collect();
-        texts.sort();
-        texts.join(" ")
-    };
-    match answer {
-        Answer::Enrolled(upstreams) => format!("enrolled {}", addresses(upstreams)),
-        Answer::Plain { reason, upstreams } => format!("plain {reason:?} {}", addresses(upstreams)),
-        Answer::Outside => "outside".to_owned(),
-        Answer::NotKnown(unresolved) => format!("not known: {unresolved}"),
-    }
 }
 
 #[test]
@@ -74,7 +56,11 @@ fn an_address_has_one_of_four_answers() {
             "not known: 10.96.0.99 may belong to the cluster and nothing is known about it",
         ),
     ] {
-        assert_eq!(line(resolve(&view, destination)), expected, "{destination}");
+        assert_eq!(
+            answer_line(resolve(&view, destination)),
+            expected,
+            "{destination}"
+        );
     }
 }
 
@@ -112,7 +98,11 @@ fn a_service_is_never_passed_on_as_an_address() {
             "not known: service shop/empty.shop.svc.cluster.local has no endpoint that can take a connection",
         ),
     ] {
-        assert_eq!(line(resolve(&view, destination)), expected, "{destination}");
+        assert_eq!(
+            answer_line(resolve(&view, destination)),
+            expected,
+            "{destination}"
+        );
     }
 }
 
@@ -144,9 +134,12 @@ fn only_endpoints_that_can_take_a_connection_are_offered() {
             }
             view.insert_service(web);
         });
-        assert_eq!(line(resolve(&view, "10.96.0.80:80")), expected);
+        assert_eq!(answer_line(resolve(&view, "10.96.0.80:80")), expected);
         // Its own address still reaches a terminating workload.
-        assert_eq!(line(resolve(&view, "10.0.0.4:80")), "enrolled 10.0.0.4:80");
+        assert_eq!(
+            answer_line(resolve(&view, "10.0.0.4:80")),
+            "enrolled 10.0.0.4:80"
+        );
     }
 }
 
@@ -160,13 +153,13 @@ fn terminating_endpoints_are_used_only_where_there_is_no_other() {
         view.insert_service(web.clone());
     });
     assert_eq!(
-        line(resolve(&view, "10.96.0.80:80")),
+        answer_line(resolve(&view, "10.96.0.80:80")),
         "enrolled 10.0.0.2:80"
     );
     let new = workload("new").address("10.0.0.3").behind(&web, &[]);
     view.insert_workload(new.build());
     assert_eq!(
-        line(resolve(&view, "10.96.0.80:80")),
+        answer_line(resolve(&view, "10.96.0.80:80")),
         "enrolled 10.0.0.3:80"
     );
 }
@@ -200,13 +193,17 @@ fn a_nodes_ports_lead_to_endpoints() {
         ("172.18.0.1:10250", "outside"),
         ("172.18.0.3:30080", "outside"),
     ] {
-        assert_eq!(line(resolve(&view, destination)), expected, "{destination}");
+        assert_eq!(
+            answer_line(resolve(&view, destination)),
+            expected,
+            "{destination}"
+        );
     }
     assert!(view.remove_address("a"));
-    assert_eq!(line(resolve(&view, "172.18.0.2:443")), "outside");
-    assert!(line(resolve(&view, "172.18.0.2:30080")).contains("has no endpoint"));
+    assert_eq!(answer_line(resolve(&view, "172.18.0.2:443")), "outside");
+    assert!(answer_line(resolve(&view, "172.18.0.2:30080")).contains("has no endpoint"));
     assert!(view.remove_address("shop/web.shop.svc.cluster.local"));
-    assert_eq!(line(resolve(&view, "172.18.0.2:30080")), "outside");
+    assert_eq!(answer_line(resolve(&view, "172.18.0.2:30080")), "outside");
 }
 
 #[test]
@@ -234,7 +231,11 @@ fn an_endpoint_whose_address_is_not_its_own_is_reached_as_whoever_has_it() {
             view.insert_workload(endpoint.build());
             view.insert_service(web.clone());
         });
-        assert_eq!(line(resolve(&view, "10.96.0.80:80")), expected, "{address}");
+        assert_eq!(
+            answer_line(resolve(&view, "10.96.0.80:80")),
+            expected,
+            "{address}"
+        );
         let ip = address.parse().unwrap();
         assert!(
             view.all_by_address(ip)
@@ -271,7 +272,7 @@ fn endpoints_that_share_more_with_the_client_come_first() {
                     .iter()
                     .map(|upstream| upstream.workload.name.to_string())
                     .collect::<String>(),
-                other => line(other),
+                other => answer_line(other),
             }
         }
     };
@@ -334,7 +335,7 @@ fn before_everything_is_told_nothing_is_refused_for_good() {
     view.insert_mesh(Arc::new(mesh()));
     view.insert_service(service("web").address("10.96.0.80").port(80, 80).build());
     for destination in ["10.96.0.80:80", "10.96.0.80:81", "203.0.113.1:80"] {
-        assert!(line(resolve(&view, destination)).contains("has not told everything yet"));
+        assert!(answer_line(resolve(&view, destination)).contains("has not told everything yet"));
     }
 }
 
@@ -352,7 +353,7 @@ fn an_endpoint_of_another_family_is_not_offered() {
     });
     for _ in 0..20 {
         assert_eq!(
-            line(resolve(&view, "[fd00::80]:80")),
+            answer_line(resolve(&view, "[fd00::80]:80")),
             "enrolled [fd00::30]:80"
         );
     }
@@ -378,7 +379,7 @@ fn one_connection_is_offered_endpoints_of_one_kind_only() {
     });
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..200 {
-        seen.insert(line(resolve(&view, "10.96.0.80:80")));
+        seen.insert(answer_line(resolve(&view, "10.96.0.80:80")));
     }
     assert_eq!(
         seen.into_iter().collect::<Vec<_>>(),
@@ -399,7 +400,10 @@ fn a_service_cannot_take_a_workloads_address() {
         );
         view.insert_service(thief);
     });
-    assert_eq!(line(resolve(&view, "10.0.0.2:80")), "enrolled 10.0.0.2:80");
+    assert_eq!(
+        answer_line(resolve(&view, "10.0.0.2:80")),
+        "enrolled 10.0.0.2:80"
+    );
 }
 
 #[test]
@@ -410,14 +414,14 @@ fn without_ranges_every_address_is_asked_for_once() {
         view.insert_mesh(Arc::new(without));
         view.insert_negative("1.1.1.1".parse().unwrap());
     });
-    assert_eq!(line(resolve(&view, "1.1.1.1:80")), "outside");
-    assert!(line(resolve(&view, "1.1.1.2:80")).starts_with("not known"));
+    assert_eq!(answer_line(resolve(&view, "1.1.1.1:80")), "outside");
+    assert!(answer_line(resolve(&view, "1.1.1.2:80")).starts_with("not known"));
 }
 
 #[test]
 fn before_the_mesh_is_known_nothing_is_outside() {
     let view = View::default();
-    assert!(line(resolve(&view, "1.1.1.1:80")).starts_with("not known"));
+    assert!(answer_line(resolve(&view, "1.1.1.1:80")).starts_with("not known"));
 }
 
 #[test]
@@ -435,15 +439,15 @@ fn a_range_named_as_plain_is_plain_only_where_nobody_is_known() {
         view.insert_service(kubernetes.build());
     };
     let complete = view(listed);
-    assert_eq!(line(resolve(&complete, "10.96.0.10:53")), "outside");
+    assert_eq!(answer_line(resolve(&complete, "10.96.0.10:53")), "outside");
     assert_eq!(
-        line(resolve(&complete, "10.0.0.2:80")),
+        answer_line(resolve(&complete, "10.0.0.2:80")),
         "enrolled 10.0.0.2:80"
     );
-    assert_eq!(line(resolve(&complete, "10.0.0.200:443")), "outside");
+    assert_eq!(answer_line(resolve(&complete, "10.0.0.200:443")), "outside");
     let mut incomplete = View::default();
     listed(&mut incomplete);
-    assert!(line(resolve(&incomplete, "10.96.0.10:53")).starts_with("not known"));
+    assert!(answer_line(resolve(&incomplete, "10.96.0.10:53")).starts_with("not known"));
 }
 
 #[test]
@@ -459,7 +463,7 @@ fn an_older_state_never_unenrols() {
         let older = workload("a").address("10.0.0.2").stage(Stage::None);
         view.insert_workload(older.epoch(resource_version, stage).build());
         assert_eq!(
-            line(resolve(&view, "10.0.0.2:80")),
+            answer_line(resolve(&view, "10.0.0.2:80")),
             expected,
             "{resource_version}.{stage}"
         );
@@ -495,7 +499,11 @@ fn an_older_decision_is_passed_over_and_what_it_does_not_decide_is_taken() {
         ("10.0.0.4:80", "plain NotEnrolled 10.0.0.4:80"),
         ("10.0.0.5:80", "enrolled 10.0.0.5:80"),
     ] {
-        assert_eq!(line(resolve(&view, destination)), expected, "{destination}");
+        assert_eq!(
+            answer_line(resolve(&view, destination)),
+            expected,
+            "{destination}"
+        );
     }
     let enrolled = view.by_uid(&"enrolled".into()).unwrap();
     assert_eq!(enrolled.mode, Mode::Strict);
@@ -507,12 +515,15 @@ fn a_removed_workload_is_not_brought_back_by_an_older_state() {
         view.insert_workload(workload("a").address("10.0.0.2").epoch(5, 4).build());
     });
     assert!(view.remove_address("a"));
-    assert!(line(resolve(&view, "10.0.0.2:80")).starts_with("not known"));
+    assert!(answer_line(resolve(&view, "10.0.0.2:80")).starts_with("not known"));
     let older = workload("a").address("10.0.0.2").stage(Stage::None);
     view.insert_workload(older.epoch(5, 3).build());
-    assert!(line(resolve(&view, "10.0.0.2:80")).starts_with("not known"));
+    assert!(answer_line(resolve(&view, "10.0.0.2:80")).starts_with("not known"));
     view.insert_workload(workload("a").address("10.0.0.2").epoch(6, 0).build());
-    assert_eq!(line(resolve(&view, "10.0.0.2:80")), "enrolled 10.0.0.2:80");
+    assert_eq!(
+        answer_line(resolve(&view, "10.0.0.2:80")),
+        "enrolled 10.0.0.2:80"
+    );
 }
 
 #[test]

@@ -5,10 +5,11 @@ use crate::authorities::Authorities;
 use anyhow::Context;
 use podveil_ca_client::transport::channel;
 use podveil_identity::ProgramIdentity;
-use podveil_model::{Answer, Epoch, OriginalDst, Stage, Uid, Upstream};
+use podveil_model::{Epoch, OriginalDst, Stage, Uid};
 use podveil_proto::podveil::node::v1 as wire;
 use podveil_reports::{Controllers, Replicas, Source, wire_epoch, wire_stage};
 use podveil_state::{StateHandle, StateTask, Version, View};
+use podveil_testing::answer_line;
 use podveil_xds_client::{Batch, Client, Config, NodeInfo};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -132,7 +133,7 @@ impl Node {
         let destination = OriginalDst(to.parse().with_context(|| to.to_owned())?);
         let look = |view: &View| {
             let source = view.by_uid(&from)?;
-            let found = line(view.resolve(source, destination));
+            let found = answer_line(view.resolve(source, destination));
             let same = found == expected;
             *answered.lock().expect("no panic") = found;
             same.then_some(())
@@ -142,24 +143,6 @@ impl Node {
             let answered = answered.lock().expect("no panic");
             format!("{to}: expected {expected:?}, last {answered:?}")
         })
-    }
-}
-
-/// The answer in one line: its kind, then the addresses in order of preference, equal ones by their text.
-fn line(answer: Answer) -> String {
-    let addresses = |upstreams: Vec<Upstream>| {
-        let mut texts: Vec<_> = upstreams
-            .iter()
-            .map(|upstream| upstream.address.to_string())
-            .collect();
-        texts.sort();
-        texts.join(" ")
-    };
-    match answer {
-        Answer::Enrolled(upstreams) => format!("enrolled {}", addresses(upstreams)),
-        Answer::Plain { reason, upstreams } => format!("plain {reason:?} {}", addresses(upstreams)),
-        Answer::Outside => "outside".to_owned(),
-        Answer::NotKnown(unresolved) => format!("not known: {unresolved}"),
     }
 }
 

@@ -11,10 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 pub async fn a_restart_keeps_the_root(world: &mut World) -> anyhow::Result<()> {
     let ca = world.ca("podveil-ca-a").await?;
-    let roots = eventually("roots are published", async || {
-        Ok(world.roots().await?.filter(|roots| !roots.is_empty()))
-    })
-    .await?;
+    let roots = world.published().await?;
     let (journal, status) = (world.journal().await?, ca.status().await?);
     ca.stop().await?;
     // With another name, as a Deployment's next pod.
@@ -29,10 +26,7 @@ pub async fn edited_roots_are_repaired_and_other_keys_left(
     world: &mut World,
 ) -> anyhow::Result<()> {
     let ca = world.ca("podveil-ca-a").await?;
-    let good = eventually("roots are published", async || {
-        Ok(world.roots().await?.filter(|roots| !roots.is_empty()))
-    })
-    .await?;
+    let good = world.published().await?;
     for patch in [
         json!({"data": {"bundle.pem": "-----BEGIN CERTIFICATE-----\nliar\n", "note": "mine"}}),
         json!({"data": {"bundle.pem": null}}),
@@ -63,10 +57,7 @@ pub async fn a_record_emptied_under_a_running_ca_is_written_again_and_a_lost_one
     world: &mut World,
 ) -> anyhow::Result<()> {
     let ca = world.ca("podveil-ca-a").await?;
-    holds("roots are published", async || {
-        Ok(world.roots().await?.is_some())
-    })
-    .await?;
+    world.published().await?;
     let journal = world.journal().await?;
     let empty = [
         "patch",
@@ -102,10 +93,7 @@ pub async fn a_record_deleted_under_a_running_ca_stops_changes_only_and_is_writt
     world: &mut World,
 ) -> anyhow::Result<()> {
     let ca = world.ca("podveil-ca-a").await?;
-    holds("roots are published", async || {
-        Ok(world.roots().await?.is_some())
-    })
-    .await?;
+    world.published().await?;
     let journal = world.journal().await?;
     world.pod(NAMESPACE, "node-1", "podveil-node", "n1")?;
     let token = world.token(

@@ -12,6 +12,11 @@ async fn holder(world: &World) -> anyhow::Result<String> {
     world.kubectl(&["get", "lease", "podveil-ca", "-n", NAMESPACE, path], "")
 }
 
+async fn acts(world: &World, ca: &Ca) -> anyhow::Result<()> {
+    let what = format!("{} acts", ca.name);
+    holds(&what, async || Ok(holder(world).await? == ca.name)).await
+}
+
 /// The last event of a rotation, and the steps before it.
 async fn rotate(ca: &Ca) -> anyhow::Result<(Vec<RotationStep>, RotationEvent)> {
     let request = RotateRequest {
@@ -56,10 +61,7 @@ pub async fn two_replicas_that_start_at_once_have_one_root_and_one_acts(
     ensure!(refused.message().contains(&acting.name), "{refused}");
     // One that ends in good order gives the lease back: nobody waits for it to run out.
     acting.stop().await?;
-    holds("the other acts", async || {
-        Ok(holder(world).await? == other.name)
-    })
-    .await?;
+    acts(world, &other).await?;
     other.stop().await
 }
 
@@ -67,11 +69,7 @@ pub async fn a_rotation_waits_for_programs_of_every_replica(
     world: &mut World,
 ) -> anyhow::Result<()> {
     let a = world.ca("podveil-ca-a").await?;
-    holds(
-        "a acts",
-        async || Ok(holder(world).await? == "podveil-ca-a"),
-    )
-    .await?;
+    acts(world, &a).await?;
     let b = world.ca("podveil-ca-b").await?;
     let mut programs = Vec::new();
     for (pod, on, ca) in [("node-1", "n1", &a), ("node-2", "n2", &b)] {
@@ -126,11 +124,7 @@ pub async fn a_replica_that_runs_and_is_silent_stops_a_rotation_and_is_named(
     world: &mut World,
 ) -> anyhow::Result<()> {
     let a = world.ca("podveil-ca-a").await?;
-    holds(
-        "a acts",
-        async || Ok(holder(world).await? == "podveil-ca-a"),
-    )
-    .await?;
+    acts(world, &a).await?;
     // A pod that runs by what the API server knows, and no program that answers for it.
     world.pod(NAMESPACE, "podveil-ca-silent", "podveil-ca", "n2")?;
     let request = RotateRequest {
@@ -161,11 +155,7 @@ pub async fn a_replica_that_runs_and_is_silent_stops_a_rotation_and_is_named(
 
 pub async fn a_rotation_survives_the_replica_that_acts(world: &mut World) -> anyhow::Result<()> {
     let a = world.ca("podveil-ca-a").await?;
-    holds(
-        "a acts",
-        async || Ok(holder(world).await? == "podveil-ca-a"),
-    )
-    .await?;
+    acts(world, &a).await?;
     let b = world.ca("podveil-ca-b").await?;
     world.pod(NAMESPACE, "podveil-ca-silent", "podveil-ca", "n2")?;
     let request = RotateRequest {

@@ -245,6 +245,14 @@ impl World {
         Ok(serde_json::from_slice(journal)?)
     }
 
+    /// The roots, once there are any.
+    pub async fn published(&self) -> anyhow::Result<String> {
+        eventually("roots are published", async || {
+            Ok(self.roots().await?.filter(|roots| !roots.is_empty()))
+        })
+        .await
+    }
+
     /// A program as it runs, with a projected token in its file and the published roots.
     pub async fn program(
         &self,
@@ -253,10 +261,7 @@ impl World {
         token: &str,
         stop: &CancellationToken,
     ) -> anyhow::Result<ProgramCredentials> {
-        let roots = eventually("roots are published", async || {
-            Ok(self.roots().await?.filter(|roots| !roots.is_empty()))
-        });
-        self.program_trusting(&roots.await?, ca, identity, token, stop)
+        self.program_trusting(&self.published().await?, ca, identity, token, stop)
     }
 
     pub fn program_trusting(

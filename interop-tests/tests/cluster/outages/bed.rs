@@ -235,6 +235,15 @@ impl Bed {
         Ok(xds)
     }
 
+    /// What has come to it since `before`.
+    pub fn xds_since(&self, before: &Xds) -> anyhow::Result<Xds> {
+        let now = self.xds()?;
+        Ok(Xds {
+            address_bytes: now.address_bytes - before.address_bytes,
+            terminations: now.terminations - before.terminations,
+        })
+    }
+
     fn metrics(&self, node: usize) -> anyhow::Result<String> {
         let url = "http://127.0.0.1:15020/metrics";
         let curl = ["curl", "-sS", "--fail", "--noproxy", "*", "--max-time", "5"];
