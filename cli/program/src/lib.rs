@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+mod descriptors;
 pub mod duration;
 pub mod http;
 mod log;
@@ -13,6 +14,7 @@ mod secrets;
 mod signal;
 
 pub use config::{ConfigError, Environment, Override, ProcessEnvironment};
+pub use descriptors::raise_descriptor_limit;
 pub use duration::HumanDuration;
 pub use log::{LogFormat, init_log};
 pub use secrets::forbid_core_dumps;

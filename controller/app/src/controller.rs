@@ -35,6 +35,10 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams of one connection at once; a program opens two.
 const MAX_STREAMS: u32 = 16;
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
+/// Bytes of a request that may come before they are read: a node that comes back says all that it holds, and nodes come
+/// back all at once. One stream of a connection must not stop the other.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 2 * STREAM_WINDOW;
 /// After the stop signal, for streams to end by themselves.
 const STOP_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -179,7 +183,7 @@ impl Controller {
             });
         }
 
-        let discovery = DiscoveryService::server(
+        let discovery = DiscoveryService::new(
             publisher.clone(),
             |extensions| {
                 let node = caller::node(extensions)?;
@@ -198,6 +202,8 @@ impl Controller {
         let serve = tonic::transport::Server::builder()
             .max_concurrent_streams(MAX_STREAMS)
             .http2_max_header_list_size(MAX_HEADER_BYTES)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .add_service(discovery)

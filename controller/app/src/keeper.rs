@@ -55,6 +55,15 @@ fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
+/// CANCEL: nothing is missed.
+async fn changed_after(
+    cluster: &mut watch::Receiver<Option<Arc<Cluster>>>,
+    rested: Instant,
+) -> Result<(), watch::error::RecvError> {
+    tokio::time::sleep_until(rested.into()).await;
+    cluster.changed().await
+}
+
 #[derive(Debug)]
 pub(crate) struct Keeper {
     pub index: Shared,
@@ -71,8 +80,15 @@ impl Keeper {
     /// Ends with `stop`, or when the source is gone.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         self.apply();
+        // A new state costs as much as the cluster is large. However fast they come, there is as much rest as work.
+        let mut began = Some(now());
+        let mut rested = now();
         loop {
             let wakeup = self.advance();
+            if let Some(began) = began.take() {
+                let ended = now();
+                rested = ended + ended.saturating_duration_since(began);
+            }
             let wait = async {
                 match wakeup {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -81,8 +97,11 @@ impl Keeper {
             };
             tokio::select! {
                 () = stop.cancelled() => return,
-                changed = self.cluster.changed() => match changed {
-                    Ok(()) => self.apply(),
+                changed = changed_after(&mut self.cluster, rested) => match changed {
+                    Ok(()) => {
+                        began = Some(now());
+                        self.apply();
+                    }
                     Err(_) => return,
                 },
                 event = self.events.recv() => match event {
@@ -143,12 +162,9 @@ impl Keeper {
         }
         if published {
             self.awaited.send_replace(Arc::new(index.awaited()));
-            let saved = index.saved();
-            self.saved.send_if_modified(|last| {
-                let changed = *last != saved;
-                *last = saved;
-                changed
-            });
+        }
+        if let Some(saved) = index.take_unsaved() {
+            self.saved.send_replace(saved);
         }
         index.next_wakeup(now())
     }

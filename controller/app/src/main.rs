@@ -5,11 +5,16 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use podveil_controller::{Config, Controller, OVERRIDES, parse_timeout, uninstall};
 use podveil_program::{
-    LogFormat, ProcessEnvironment, config, forbid_core_dumps, init_log, shutdown_signal,
+    LogFormat, ProcessEnvironment, config, forbid_core_dumps, init_log, raise_descriptor_limit,
+    shutdown_signal,
 };
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+
+/// Returns freed memory to the system: when all nodes come at once, much is in use for a moment.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Tells every node what the cluster is and who is enrolled.
 #[derive(Debug, Parser)]
@@ -51,6 +56,7 @@ async fn main() -> anyhow::Result<()> {
     )?;
     init_log(config.log);
     forbid_core_dumps();
+    raise_descriptor_limit();
     let stop = CancellationToken::new();
     let credentials = config.credentials(stop.clone())?;
     let controller = Controller::start(&config, credentials, stop.clone())

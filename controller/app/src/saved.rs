@@ -7,9 +7,14 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::sync::watch;
 
 const FILE: &str = "enrolment.json";
+/// Changes that come close together share one file.
+const GATHER: Duration = Duration::from_secs(1);
+/// Before the next attempt after one that failed: a disk does not stay full for ever.
+const RETRY: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum SavedError {
@@ -80,15 +85,25 @@ pub(crate) fn read(state_dir: &Path) -> Result<Saved, SavedError> {
     }
 }
 
-/// Writes each newest state, until the sender is gone.
+/// Writes the newest state soon after each change, until the sender is gone. What a crash loses of it is learnt again
+/// from the nodes' reports.
 pub(crate) async fn keep(state_dir: PathBuf, mut saved: watch::Receiver<Saved>) {
-    while saved.changed().await.is_ok() {
+    let mut pause = GATHER;
+    let mut is_unsaved = saved.changed().await.is_ok();
+    while is_unsaved {
+        let gathering = async { while saved.changed().await.is_ok() {} };
+        // Sooner only where the sender is gone: then this is the last attempt.
+        let is_last = tokio::time::timeout(pause, gathering).await.is_ok();
         let newest = saved.borrow_and_update().clone();
         let path = state_dir.join(FILE);
         let written = tokio::task::spawn_blocking(move || write(&path, newest)).await;
-        if let Ok(Err(error)) = written {
-            tracing::error!(%error, "the state of enrolment could not be saved");
-        }
+        (pause, is_unsaved) = match written.map_err(io::Error::other).flatten() {
+            Ok(()) => (GATHER, saved.changed().await.is_ok()),
+            Err(error) => {
+                tracing::error!(%error, "the state of enrolment could not be saved");
+                (RETRY, !is_last)
+            }
+        };
     }
 }
 
@@ -161,20 +176,24 @@ stages!(None, Wanted, Capturable, Announced, Mandatory, Draining);
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_is_written_is_read_again() {
-        let directory = tempfile::tempdir().unwrap();
-        let state_dir = directory.path().join("made");
-        assert_eq!(read(&state_dir).unwrap(), Saved::default());
+    fn one_workload() -> Saved {
         let workload = SavedWorkload {
             stage: Stage::Mandatory,
             mode: Mode::Strict,
             resource_version: 7,
         };
-        let saved = Saved {
+        Saved {
             version: 8,
             workloads: BTreeMap::from([(Uid::from("web"), workload)]),
-        };
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let state_dir = directory.path().join("made");
+        assert_eq!(read(&state_dir).unwrap(), Saved::default());
+        let saved = one_workload();
         write(&state_dir.join(FILE), saved.clone()).unwrap();
         assert_eq!(read(&state_dir).unwrap(), saved);
     }
@@ -187,5 +206,27 @@ mod tests {
             read(directory.path()),
             Err(SavedError::Broken { .. })
         ));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_fails_is_tried_again_until_it_succeeds() {
+        let directory = tempfile::tempdir().unwrap();
+        // Nothing can be written here, whoever tries.
+        let in_the_way = directory.path().join(FILE).with_extension("new");
+        std::fs::create_dir(&in_the_way).unwrap();
+        let sender = watch::Sender::new(Saved::default());
+        let keeping = tokio::spawn(keep(directory.path().to_owned(), sender.subscribe()));
+        sender.send_replace(one_workload());
+        tokio::time::sleep(GATHER + 3 * RETRY).await;
+        assert_eq!(read(directory.path()).unwrap(), Saved::default());
+        std::fs::remove_dir(&in_the_way).unwrap();
+        let written = async {
+            while read(directory.path()).unwrap() != one_workload() {
+                tokio::time::sleep(GATHER).await;
+            }
+        };
+        tokio::time::timeout(10 * RETRY, written).await.unwrap();
+        drop(sender);
+        keeping.await.unwrap();
     }
 }

@@ -94,13 +94,23 @@ impl Entry {
         wanted(self.not_wanted, self.enrolment.stage())
     }
 
-    pub(crate) fn settings(&self) -> &Settings {
-        &self.settings
+    /// What must outlive a restart; `None`: nothing.
+    pub(crate) fn saved(&self) -> Option<SavedWorkload> {
+        (self.enrolment.stage() != Stage::None).then(|| SavedWorkload {
+            stage: self.enrolment.stage(),
+            mode: self.settings.mode,
+            resource_version: self.enrolment.epoch().resource_version,
+        })
     }
 
     /// What could not be taken as it was written.
     pub(crate) fn conditions(&self) -> impl Iterator<Item = &String> {
         self.bad_settings.iter().chain(&self.derived.refused)
+    }
+
+    /// Would the entry after this one be the same?
+    pub(crate) fn is_made_of(&self, parts: &Parts<'_>) -> bool {
+        self.made_of.is_same(parts) && self.derived == parts.derived
     }
 
     /// The entry after `last`; whether anything that is published is not as it was.
@@ -111,21 +121,6 @@ impl Entry {
         version: u64,
     ) -> (Self, bool) {
         let made_of = parts.made_of();
-        match last {
-            Some(last) if last.made_of.is_same(&made_of) && last.derived == parts.derived => {
-                (last, false)
-            }
-            last => Self::make(parts, made_of, last, restored, version),
-        }
-    }
-
-    fn make(
-        parts: Parts<'_>,
-        made_of: MadeOf,
-        last: Option<Self>,
-        restored: Option<SavedWorkload>,
-        version: u64,
-    ) -> (Self, bool) {
         let Parts {
             cluster,
             pod,
@@ -237,25 +232,32 @@ fn wanted(not_wanted: Option<NotWanted>, stage: Stage) -> bool {
 
 impl Parts<'_> {
     fn made_of(&self) -> MadeOf {
-        let node = self.cluster.nodes.get(&self.pod.node);
         MadeOf {
             pod: self.pod.clone(),
             namespace: self.namespace.clone(),
             namespace_settings: self.namespace_settings,
-            locality: node.map_or_else(Default::default, |node| node.locality.clone()),
+            locality: self.locality().cloned().unwrap_or_default(),
             released: self.cluster.released,
             cilium_encrypts: self.cluster.cilium_encrypts,
         }
     }
+
+    fn locality(&self) -> Option<&podveil_model::Locality> {
+        let node = self.cluster.nodes.get(&self.pod.node)?;
+        Some(&node.locality)
+    }
 }
 
 impl MadeOf {
-    fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.pod, &other.pod)
-            && Arc::ptr_eq(&self.namespace, &other.namespace)
-            && self.namespace_settings == other.namespace_settings
-            && self.locality == other.locality
-            && self.released == other.released
-            && self.cilium_encrypts == other.cilium_encrypts
+    fn is_same(&self, parts: &Parts<'_>) -> bool {
+        Arc::ptr_eq(&self.pod, parts.pod)
+            && Arc::ptr_eq(&self.namespace, &parts.namespace)
+            && self.namespace_settings == parts.namespace_settings
+            && self.released == parts.cluster.released
+            && self.cilium_encrypts == parts.cluster.cilium_encrypts
+            && match parts.locality() {
+                Some(locality) => self.locality == *locality,
+                None => self.locality == podveil_model::Locality::default(),
+            }
     }
 }

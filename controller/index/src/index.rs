@@ -9,7 +9,7 @@ use crate::{Condition, Module, NotBegun, Report, Saved, SavedWorkload, Snapshot}
 use podveil_identity::KubernetesName;
 use podveil_model::{Epoch, MeshConfig, Stage, Uid, Workload};
 use podveil_source::{Cluster, Namespace, Rules};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -43,6 +43,8 @@ pub struct Index {
     published: u64,
     /// Something differs from that snapshot.
     changed: bool,
+    /// Something differs from what [`Index::take_unsaved`] gave last.
+    unsaved: bool,
 }
 
 /// A program that has every one of these in use, at its epoch or a newer one, counts as having the snapshot of this number
@@ -91,6 +93,7 @@ impl Index {
             not_begun: None,
             published: 0,
             changed: false,
+            unsaved: false,
         }
     }
 
@@ -148,6 +151,7 @@ impl Index {
             if entry.workload.node == *node && entry.adopt(held, self.published == 0) {
                 self.moving.insert(uid.clone());
                 self.changed = true;
+                self.unsaved = true;
             }
         }
     }
@@ -180,6 +184,7 @@ impl Index {
             if entry.enrolment.step(facts) {
                 entry.show_stage();
                 self.changed = true;
+                self.unsaved = true;
                 tracing::info!(
                     %uid,
                     stage = %entry.enrolment.stage(),
@@ -273,20 +278,19 @@ impl Index {
 
     /// What must outlive a restart.
     pub fn saved(&self) -> Saved {
-        let saved = |entry: &Entry| SavedWorkload {
-            stage: entry.enrolment.stage(),
-            mode: entry.settings().mode,
-            resource_version: entry.enrolment.epoch().resource_version,
-        };
         Saved {
             version: self.version,
             workloads: self
                 .entries
                 .iter()
-                .filter(|(_, entry)| entry.enrolment.stage() != Stage::None)
-                .map(|(uid, entry)| (uid.clone(), saved(entry)))
+                .filter_map(|(uid, entry)| Some((uid.clone(), entry.saved()?)))
                 .collect(),
         }
+    }
+
+    /// The same if it is news and belongs to what has been published.
+    pub fn take_unsaved(&mut self) -> Option<Saved> {
+        (self.published > 0 && std::mem::take(&mut self.unsaved)).then(|| self.saved())
     }
 
     pub fn status(&self, now: Instant) -> Status {
@@ -314,15 +318,9 @@ impl Index {
     }
 
     fn take_pods(&mut self, cluster: &Cluster, version: u64, resolved: &mut Resolved<'_>) {
-        let mut before = std::mem::take(&mut self.entries);
         let nothing = Arc::new(Namespace::default());
-        let mut entries = Vec::with_capacity(cluster.pods.len());
-        for pod in cluster.pods.iter().filter(|pod| !pod.phase.is_finished()) {
-            let last = before.remove(&pod.uid);
-            let restored = match last {
-                Some(_) => None,
-                None => self.saved.remove(&pod.uid),
-            };
+        let live = || cluster.pods.iter().filter(|pod| !pod.phase.is_finished());
+        for pod in live() {
             let namespace = cluster.namespaces.get(&pod.namespace).unwrap_or(&nothing);
             let parts = Parts {
                 cluster,
@@ -336,7 +334,17 @@ impl Index {
                 derived: resolved.derived(pod),
                 lift: version.saturating_sub(cluster.version),
             };
+            // Nearly all, nearly always.
+            if (self.entries.get(&pod.uid)).is_some_and(|last| last.is_made_of(&parts)) {
+                continue;
+            }
+            let last = self.entries.remove(&pod.uid);
+            let restored = match last {
+                Some(_) => None,
+                None => self.saved.remove(&pod.uid),
+            };
             let is_new = last.is_none();
+            let saved = last.as_ref().map_or(restored, Entry::saved);
             let (mut entry, changed) = Entry::next(parts, last, restored, version);
             self.changed |= changed;
             if is_new {
@@ -354,12 +362,18 @@ impl Index {
                     }
                 }
                 self.moving.insert(pod.uid.clone());
+                self.unsaved |= entry.saved() != saved;
             }
-            entries.push((pod.uid.clone(), entry));
+            self.entries.insert(pod.uid.clone(), entry);
         }
-        self.changed |= !before.is_empty();
+        // All of these have an entry; if there are more, they are of pods that are gone.
+        if live().count() < self.entries.len() {
+            let uids: HashSet<&Uid> = live().map(|pod| &pod.uid).collect();
+            self.changed = true;
+            self.unsaved = true;
+            self.entries.retain(|uid, _| uids.contains(uid));
+        }
         self.saved.clear();
-        self.entries = entries.into_iter().collect();
     }
 
     fn take_namespaces(&mut self, cluster: &Cluster) {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Derived {
     pub addresses: Vec<IpAddr>,
-    pub services: BTreeMap<ServiceKey, EndpointPorts>,
+    pub services: Behind,
     pub policies: BTreeSet<Arc<str>>,
     /// A sentence for each claim that was not granted.
     pub refused: Vec<String>,
@@ -37,12 +37,15 @@ pub(crate) struct Resolved<'a> {
 
 type PodKey<'a> = (&'a KubernetesName, &'a str);
 
+/// The services that somebody stands behind: the same one for all endpoints of one service alone.
+type Behind = Arc<BTreeMap<ServiceKey, EndpointPorts>>;
+
 /// Who stands behind which services.
 #[derive(Debug, Default)]
 struct Endpoints<'a> {
-    addresses: BTreeMap<(&'a KubernetesName, IpAddr), BTreeMap<ServiceKey, EndpointPorts>>,
-    named: HashMap<PodKey<'a>, BTreeMap<ServiceKey, EndpointPorts>>,
-    pods: HashMap<&'a Uid, BTreeMap<ServiceKey, EndpointPorts>>,
+    addresses: BTreeMap<(&'a KubernetesName, IpAddr), Behind>,
+    named: HashMap<PodKey<'a>, Behind>,
+    pods: HashMap<&'a Uid, Behind>,
 }
 
 /// `seen`: the version at which a pod first appeared; one that is not in it appears now.
@@ -71,7 +74,10 @@ impl Resolved<'_> {
         let key = (&pod.namespace, &*pod.name);
         let mut services = self.endpoints.pods.remove(&pod.uid).unwrap_or_default();
         if let Some(named) = self.endpoints.named.get(&key) {
-            services.extend(named.clone());
+            let named = named
+                .iter()
+                .map(|(key, ports)| (key.clone(), ports.clone()));
+            Arc::make_mut(&mut services).extend(named);
         }
         Derived {
             addresses,
@@ -110,22 +116,21 @@ const NO_NODE: &str = "none.invalid";
 
 /// Which pod has an address: a running one before one that ends, then the newest, then the one written last.
 fn owners(cluster: &Cluster, seen: impl Fn(&Uid) -> u64) -> HashMap<IpAddr, &Pod> {
-    let mut owners: HashMap<IpAddr, ((bool, u64, u64), &Pod)> =
-        HashMap::with_capacity(cluster.pods.len());
+    let mut owners: HashMap<IpAddr, &Pod> = HashMap::with_capacity(cluster.pods.len());
+    // When it was made is the same for every reader; when it was seen only where nobody says that.
+    let claim = |pod: &Pod| (pod.phase == Phase::Running, pod.created, seen(&pod.uid));
     for pod in &cluster.pods {
         if pod.host_network || pod.phase.is_finished() {
             continue;
         }
-        // When it was made is the same for every reader; when it was seen only where nobody says that.
-        let claim = (pod.phase == Phase::Running, pod.created, seen(&pod.uid));
         for ip in &pod.addresses {
-            let owner = owners.entry(*ip).or_insert((claim, pod));
-            if owner.0 <= claim {
-                *owner = (claim, pod);
+            let owner = owners.entry(*ip).or_insert(pod);
+            if owner.uid != pod.uid && claim(owner) <= claim(pod) {
+                *owner = pod;
             }
         }
     }
-    owners.into_iter().map(|(ip, (_, pod))| (ip, pod)).collect()
+    owners
 }
 
 fn granted(pod: &Pod, owners: &HashMap<IpAddr, &Pod>, refused: &mut Vec<String>) -> Vec<IpAddr> {
@@ -216,7 +221,7 @@ fn bare(uid: Uid, name: Arc<str>, identity: WorkloadIdentity, node: KubernetesNa
         epoch: Default::default(),
         mode: Mode::default(),
         external: External::default(),
-        services: BTreeMap::new(),
+        services: Arc::default(),
         policies: BTreeSet::new(),
         exclude_outbound_ports: BTreeSet::new(),
         exclude_inbound_ports: BTreeSet::new(),
@@ -230,22 +235,39 @@ fn endpoints(cluster: &Cluster) -> Endpoints<'_> {
     let mut endpoints = Endpoints::default();
     for entry in &cluster.services {
         let key = key(entry);
+        let mut alone: Option<(&EndpointPorts, Behind)> = None;
         for endpoint in &entry.endpoints {
-            let services = match &endpoint.target {
+            let ports = &endpoint.ports;
+            let behind = match &alone {
+                Some((same, behind)) if *same == ports => behind.clone(),
+                _ => {
+                    let behind = Arc::new(BTreeMap::from([(key.clone(), ports.clone())]));
+                    alone = Some((ports, behind.clone()));
+                    behind
+                }
+            };
+            // Most stand behind one service alone.
+            let other = match &endpoint.target {
                 Target::Address(ip) => endpoints
                     .addresses
-                    .entry((&entry.namespace, *ip))
-                    .or_default(),
+                    .insert((&entry.namespace, *ip), behind)
+                    .map(|other| (endpoints.addresses.get_mut(&(&entry.namespace, *ip)), other)),
                 Target::Name(name) => endpoints
                     .named
-                    .entry((&entry.namespace, &**name))
-                    .or_default(),
-                Target::Pod(uid) => endpoints.pods.entry(uid).or_default(),
+                    .insert((&entry.namespace, &**name), behind)
+                    .map(|other| (endpoints.named.get_mut(&(&entry.namespace, &**name)), other)),
+                Target::Pod(uid) => endpoints
+                    .pods
+                    .insert(uid, behind)
+                    .map(|other| (endpoints.pods.get_mut(uid), other)),
             };
-            services
-                .entry(key.clone())
-                .or_default()
-                .extend(endpoint.ports.iter().map(|(from, to)| (*from, *to)));
+            if let Some((Some(behind), mut other)) = other {
+                Arc::make_mut(&mut other)
+                    .entry(key.clone())
+                    .or_default()
+                    .extend(ports.iter().map(|(from, to)| (*from, *to)));
+                *behind = other;
+            }
         }
     }
     endpoints

@@ -12,6 +12,11 @@ impl KubernetesName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Has it clones, which are the same in memory?
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
 }
 
 impl FromStr for KubernetesName {

@@ -72,8 +72,9 @@ pub struct Workload {
     pub canonical_name: Arc<str>,
     pub canonical_revision: Arc<str>,
     pub cluster: Arc<str>,
-    /// The services it is an endpoint of, with its own port for each port of theirs.
-    pub services: BTreeMap<ServiceKey, EndpointPorts>,
+    /// The services it is an endpoint of, with its own port for each port of theirs. Endpoints of the same services may
+    /// share it.
+    pub services: Arc<BTreeMap<ServiceKey, EndpointPorts>>,
     /// Policies that select it beyond those of its namespace: `<namespace>/<name>`.
     pub policies: BTreeSet<Arc<str>>,
     pub exclude_outbound_ports: BTreeSet<u16>,

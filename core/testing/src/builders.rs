@@ -93,8 +93,7 @@ impl WorkloadBuilder {
 
     /// Behind a service, with its own port for some of the service's.
     pub fn behind(mut self, service: &Service, ports: &[(u16, u16)]) -> Self {
-        self.0
-            .services
+        std::sync::Arc::make_mut(&mut self.0.services)
             .insert(service.key.clone(), ports.iter().copied().collect());
         self
     }

@@ -4,7 +4,10 @@
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use podveil_ca::{Config, DEFAULT_ADMIN_SOCKET, OVERRIDES};
-use podveil_program::{ProcessEnvironment, config, forbid_core_dumps, init_log, shutdown_signal};
+use podveil_program::{
+    ProcessEnvironment, config, forbid_core_dumps, init_log, raise_descriptor_limit,
+    shutdown_signal,
+};
 use std::path::PathBuf;
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +46,7 @@ async fn run(file: Option<PathBuf>) -> anyhow::Result<()> {
     let config: Config = config::load(file.as_deref(), OVERRIDES, &[], &ProcessEnvironment)?;
     init_log(config.log);
     forbid_core_dumps();
+    raise_descriptor_limit();
     let stop = CancellationToken::new();
     let signalled = stop.clone();
     tokio::spawn(async move {

@@ -6,8 +6,10 @@
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use podveil_node::config::{Module, NodeConfig};
-use podveil_node::{log, process, proxy, redirect};
-use podveil_program::{ProcessEnvironment, forbid_core_dumps, shutdown_signal};
+use podveil_node::{log, proxy, redirect};
+use podveil_program::{
+    ProcessEnvironment, forbid_core_dumps, raise_descriptor_limit, shutdown_signal,
+};
 use std::num::NonZero;
 use std::path::PathBuf;
 use tokio_util::sync::CancellationToken;
@@ -42,7 +44,7 @@ fn main() -> anyhow::Result<()> {
     if module == Module::Redirect || arguments.command.is_some() {
         podveil_netns::cgroup::enter_host_namespace()?;
     }
-    let descriptors = process::raise_descriptor_limit();
+    let descriptors = raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers(&config))
         .enable_all()

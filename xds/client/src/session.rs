@@ -2,12 +2,14 @@
 mod asked;
 mod backoff;
 mod held;
+mod interner;
 mod receive;
 
 use crate::{Config, Key, Rejected, ResourceType, Status, Update};
 use asked::Asked;
 use backoff::Backoff;
 use held::{Changes, Held, Known};
+use interner::Interner;
 use podveil_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use podveil_proto::google::rpc;
 use rand::SeedableRng;
@@ -47,6 +49,7 @@ pub struct Session {
     unanswered: BTreeMap<u64, Unanswered>,
     next_id: u64,
     last_error: Option<Arc<str>>,
+    interner: Interner,
 }
 
 #[derive(Debug)]
@@ -110,6 +113,7 @@ impl Session {
             unanswered: BTreeMap::new(),
             next_id: 0,
             last_error: None,
+            interner: Interner::default(),
             config,
         }
     }
@@ -207,6 +211,7 @@ impl Session {
             resource_type,
             &known,
             &mut self.asked,
+            &mut self.interner,
             self.config.max_resources,
         );
         let id = self.next_id;

@@ -46,7 +46,7 @@ fn full_workload() -> Workload {
         canonical_name: "web".into(),
         canonical_revision: "v1".into(),
         cluster: "c1".into(),
-        services: [(service, [(80, 8080), (81, 0)].into())].into(),
+        services: Arc::new([(service, [(80, 8080), (81, 0)].into())].into()),
         policies: ["shop/p".into()].into(),
         exclude_outbound_ports: [25].into(),
         exclude_inbound_ports: [9999].into(),
@@ -183,7 +183,7 @@ impl TestServer {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let (streams_in, streams) = watch::channel(0);
-        let service = DiscoveryService::server(
+        let service = DiscoveryService::new(
             publisher.clone(),
             move |_| {
                 streams_in.send_modify(|streams| *streams += 1);
@@ -495,7 +495,7 @@ async fn a_caller_without_permission_is_refused() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
-    let service = DiscoveryService::server(
+    let service = DiscoveryService::new(
         Publisher::new(1),
         |_| Err(tonic::Status::permission_denied("not one of ours")),
         stop.clone(),

@@ -3,17 +3,20 @@
 //!
 //! [`Publisher::publish`] takes the whole state in types of `core/`, gives each resource a version from its content,
 //! and wakes subscribers if anything changed. Each stream is a state machine without I/O that always
-//! goes from what it sent last straight to the newest snapshot: there is no queue of old pushes.
+//! goes from what it sent last straight to the newest snapshot: there is no queue of old pushes. A resource is encoded
+//! once, whoever is sent it, and a response is put together as its connection takes it.
 //! [`DiscoveryService`] puts it on gRPC and asks its `authorize` closure who calls.
 //!
 //! One task per stream is started. It ends with the stream or with the stop token given to the service.
 
 #![forbid(unsafe_code)]
 
+mod body;
 mod encode;
 mod published;
 mod publisher;
 mod resources;
+mod response;
 mod service;
 mod snapshot;
 mod subscriber;

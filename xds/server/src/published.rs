@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::{Snapshot, encode};
+use bytes::Bytes;
 use podveil_model::{Epoch, MeshConfig, Service, Stage, Workload};
 use podveil_policy::Policy;
 use podveil_proto::envoy::service::discovery::v3::Resource;
 use podveil_proto::type_url;
+use prost::Message;
 use prost_types::Any;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -72,7 +74,8 @@ pub(crate) struct Set {
 pub(crate) struct Entry {
     pub(crate) name: Arc<str>,
     pub(crate) version: String,
-    any: Any,
+    /// The `Resource` of the wire, without aliases.
+    pub(crate) wire: Bytes,
     source: Source,
 }
 
@@ -223,24 +226,21 @@ impl Set {
 impl Entry {
     fn new(name: Arc<str>, source: Source) -> Self {
         let any = source.encode();
+        let version = match source.unordered() {
+            Some(unordered) => version(&unordered.encode()),
+            None => version(&any),
+        };
+        let resource = Resource {
+            version: version.clone(),
+            resource: Some(any),
+            name: name.to_string(),
+            aliases: Vec::new(),
+        };
         Self {
-            version: version(
-                &source
-                    .unordered()
-                    .map_or_else(|| any.clone(), |one| one.encode()),
-            ),
             name,
-            any,
+            version,
+            wire: resource.encode_to_vec().into(),
             source,
-        }
-    }
-
-    pub(crate) fn resource(&self, aliases: Vec<String>) -> Resource {
-        Resource {
-            version: self.version.clone(),
-            resource: Some(self.any.clone()),
-            name: self.name.to_string(),
-            aliases,
         }
     }
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::Snapshot;
 use crate::published::{Kind, Published};
-use podveil_proto::envoy::service::discovery::v3::DeltaDiscoveryResponse;
+use podveil_proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
+use prost::Message;
 
 impl Snapshot {
     /// The whole of it as a new subscriber would receive it: one response for each type, in the order of sending.
@@ -15,7 +16,7 @@ impl Snapshot {
                 resources: published
                     .set(kind)
                     .iter()
-                    .map(|entry| entry.resource(Vec::new()))
+                    .map(|entry| Resource::decode(&*entry.wire).expect("it was encoded here"))
                     .collect(),
                 ..Default::default()
             })

@@ -1,22 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::Publisher;
+use crate::body::ResponseBody;
 use crate::published::Published;
+use crate::response::Response;
 use crate::subscriber::{Heard, Subscriber, Unacceptable};
-use podveil_proto::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse,
-    aggregated_discovery_service_server::{
-        AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
-    },
-};
+use podveil_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+use podveil_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::SERVICE_NAME;
+use std::convert::Infallible;
 use std::fmt;
+use std::future::{Ready, ready};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Extensions, Request, Response, Status, Streaming};
+use tonic::body::Body;
+use tonic::codec::Codec;
+use tonic::server::NamedService;
+use tonic::{Extensions, Status, Streaming};
+use tonic_prost::ProstCodec;
 
+const METHOD: &str =
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 /// Responses made and not yet taken by the connection: one, so that what follows is made from the newest snapshot.
 const QUEUED_RESPONSES: usize = 1;
 /// A reconnecting subscriber names every resource it holds in one request.
@@ -38,27 +44,50 @@ const FIRST_SNAPSHOT: Duration = Duration::from_secs(2);
 type Authorize = dyn Fn(&Extensions) -> Result<Caller, Status> + Send + Sync;
 
 /// The gRPC service. Each stream is let in by `authorize`, which sees what the transport proved about the caller.
+#[derive(Clone)]
 pub struct DiscoveryService {
     publisher: Publisher,
-    authorize: Box<Authorize>,
+    authorize: Arc<Authorize>,
     beginning: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
 impl DiscoveryService {
-    /// Ready for `tonic::transport::Server::add_service`. All streams end when `stop` is cancelled.
-    pub fn server(
+    /// For `tonic::transport::Server::add_service`. All streams end when `stop` is cancelled.
+    pub fn new(
         publisher: Publisher,
         authorize: impl Fn(&Extensions) -> Result<Caller, Status> + Send + Sync + 'static,
         stop: CancellationToken,
-    ) -> AggregatedDiscoveryServiceServer<Self> {
-        AggregatedDiscoveryServiceServer::new(Self {
+    ) -> Self {
+        Self {
             publisher,
-            authorize: Box::new(authorize),
+            authorize: Arc::new(authorize),
             beginning: Arc::new(Semaphore::new(BEGINNING)),
             stop,
-        })
-        .max_decoding_message_size(MAX_REQUEST_BYTES)
+        }
+    }
+
+    fn begin(&self, request: http::Request<Body>) -> Result<ResponseBody, Status> {
+        let caller = (self.authorize)(request.extensions())?;
+        let decoder =
+            ProstCodec::<DeltaDiscoveryRequest, DeltaDiscoveryRequest>::default().decoder();
+        let requests =
+            Streaming::new_request(decoder, request.into_body(), None, Some(MAX_REQUEST_BYTES));
+        let (responses_in, responses) = mpsc::channel(QUEUED_RESPONSES);
+        let stream = Stream {
+            subscriber: Subscriber::new(self.publisher.instance()),
+            published: self.publisher.subscribe(),
+            requests,
+            responses: responses_in,
+            beginning: self.beginning.clone(),
+        };
+        let stop = self.stop.clone();
+        tokio::spawn(async move {
+            tracing::info!(caller = %caller.0, "a subscriber came");
+            let end = stream.run(&caller, stop).await;
+            tracing::info!(caller = %caller.0, reason = %end.reason, "a subscriber left");
+        });
+        Ok(ResponseBody::new(responses))
     }
 }
 
@@ -71,30 +100,34 @@ impl fmt::Debug for DiscoveryService {
     }
 }
 
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for DiscoveryService {
-    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+impl NamedService for DiscoveryService {
+    const NAME: &'static str = SERVICE_NAME;
+}
 
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let caller = (self.authorize)(request.extensions())?;
-        let (responses_in, responses) = mpsc::channel(QUEUED_RESPONSES);
-        let stream = Stream {
-            subscriber: Subscriber::new(self.publisher.instance()),
-            published: self.publisher.subscribe(),
-            requests: request.into_inner(),
-            responses: responses_in,
-            beginning: self.beginning.clone(),
+/// In place of the generated service, whose responses are encoded anew, and whole, for each stream.
+impl tower::Service<http::Request<Body>> for DiscoveryService {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let begun = match request.uri().path() {
+            METHOD => self.begin(request),
+            _ => Err(Status::unimplemented("only delta streams are served")),
         };
-        let stop = self.stop.clone();
-        tokio::spawn(async move {
-            tracing::info!(caller = %caller.0, "a subscriber came");
-            let end = stream.run(&caller, stop).await;
-            tracing::info!(caller = %caller.0, reason = %end.reason, "a subscriber left");
-        });
-        Ok(Response::new(ReceiverStream::new(responses)))
+        ready(Ok(match begun {
+            Ok(body) => {
+                let mut response = http::Response::new(Body::new(body));
+                let content_type = http::HeaderValue::from_static("application/grpc");
+                (response.headers_mut()).insert(http::header::CONTENT_TYPE, content_type);
+                response
+            }
+            Err(status) => status.into_http(),
+        }))
     }
 }
 
@@ -103,7 +136,7 @@ struct Stream {
     subscriber: Subscriber,
     published: watch::Receiver<Option<Arc<Published>>>,
     requests: Streaming<DeltaDiscoveryRequest>,
-    responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    responses: mpsc::Sender<Result<Response, Status>>,
     beginning: Arc<Semaphore>,
 }
 

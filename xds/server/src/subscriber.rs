@@ -3,7 +3,8 @@ mod subscription;
 
 use crate::Version;
 use crate::published::{Kind, Published};
-use podveil_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use crate::response::Response;
+use podveil_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use std::collections::BTreeMap;
 use subscription::Subscription;
 pub(crate) use subscription::TooFarBehind;
@@ -103,10 +104,7 @@ impl Subscriber {
     ///
     /// # Errors
     /// [`TooFarBehind`]: the stream must end.
-    pub(crate) fn poll(
-        &mut self,
-        published: &Published,
-    ) -> Result<Option<DeltaDiscoveryResponse>, TooFarBehind> {
+    pub(crate) fn poll(&mut self, published: &Published) -> Result<Option<Response>, TooFarBehind> {
         for (kind, subscription) in &mut self.types {
             let nonce = self.nonces + 1;
             let Some(push) =
@@ -115,16 +113,16 @@ impl Subscriber {
                 continue;
             };
             self.nonces = nonce;
-            return Ok(Some(DeltaDiscoveryResponse {
-                system_version_info: Version {
+            return Ok(Some(Response {
+                version: Version {
                     instance: self.instance,
                     number: push.number,
                 }
                 .to_string(),
-                resources: push.resources,
-                type_url: kind.type_url().to_owned(),
+                kind: *kind,
                 nonce: nonce.to_string(),
-                removed_resources: push.removed,
+                resources: push.resources,
+                removed: push.removed,
             }));
         }
         Ok(None)

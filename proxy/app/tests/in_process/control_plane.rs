@@ -45,7 +45,7 @@ impl ControlPlane {
         let address = listener.local_addr().unwrap();
         let anyone = |_: &_| Ok(Caller("n1".into()));
         let server = Server::builder()
-            .add_service(DiscoveryService::server(
+            .add_service(DiscoveryService::new(
                 publisher.clone(),
                 anyone,
                 stop.child_token(),

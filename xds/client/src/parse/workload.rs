@@ -9,6 +9,7 @@ use podveil_proto::podveil::node::v1 as ours;
 use podveil_proto::{WORKLOAD_EXTENSION, type_url};
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 const MAX_ADDRESSES: usize = 64;
 const MAX_SERVICES: usize = 4096;
@@ -87,7 +88,7 @@ impl TryFrom<wire::Workload> for Parsed<Workload> {
             canonical_name: text("canonical_name", wire.canonical_name)?,
             canonical_revision: text("canonical_revision", wire.canonical_revision)?,
             cluster: text("cluster_id", or(&wire.cluster_id, "Kubernetes").to_owned())?,
-            services,
+            services: Arc::new(services),
             policies,
             exclude_outbound_ports: enrolment.exclude_outbound_ports,
             exclude_inbound_ports: enrolment.exclude_inbound_ports,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use super::asked::Asked;
 use super::held::{Changes, Known};
+use super::interner::Interner;
 use crate::parse::{self, Address, Malformed};
 use crate::{Key, Rejected, ResourceType, Update};
 use podveil_proto::envoy::service::discovery::v3::Resource;
@@ -34,6 +35,7 @@ impl Contents {
         resource_type: ResourceType,
         known: &Known<'_>,
         asked: &mut Asked,
+        interner: &mut Interner,
         max_resources: usize,
     ) -> Understood {
         let mut out = Understood::default();
@@ -54,7 +56,10 @@ impl Contents {
                 understand(resource_type, &name, &resource)
             };
             match update {
-                Ok(update) => {
+                Ok(mut update) => {
+                    if let Update::Workload(workload) = &mut update {
+                        interner.share(workload);
+                    }
                     if resource_type == ResourceType::Address {
                         for alias in resource.aliases.iter().chain([&resource.name]) {
                             asked.answered(alias);

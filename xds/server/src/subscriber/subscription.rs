@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::published::{Entry, Set};
-use podveil_proto::envoy::service::discovery::v3::Resource;
+use crate::response::Named;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ pub(crate) struct TooFarBehind;
 
 pub(super) struct Push {
     pub(super) number: u64,
-    pub(super) resources: Vec<Resource>,
+    pub(super) resources: Vec<Named>,
     pub(super) removed: Vec<String>,
 }
 
@@ -160,7 +160,7 @@ impl Subscription {
             let initial = std::mem::take(&mut self.initial);
             for entry in now.iter() {
                 if initial.get(&*entry.name) != Some(&entry.version) {
-                    draft.add(entry, None);
+                    draft.push(entry);
                 }
             }
             let gone = initial.into_keys().filter(|name| now.get(name).is_none());
@@ -169,7 +169,7 @@ impl Subscription {
         };
         for name in now.changed_since(sent.sequence).ok_or(TooFarBehind)? {
             match now.get(name) {
-                Some(entry) => draft.add(entry, None),
+                Some(entry) => draft.push(entry),
                 None => {
                     draft.removed.insert(name.to_string());
                 }
@@ -213,19 +213,16 @@ impl Subscription {
 /// A response being put together: each resource once, with every name it was asked by.
 #[derive(Default)]
 struct Draft {
-    resources: BTreeMap<Arc<str>, (Arc<Entry>, BTreeSet<String>)>,
+    /// Those that changed, each once.
+    pushed: Vec<Arc<Entry>>,
+    /// Those that were asked for, whether they changed or not.
+    answered: BTreeMap<Arc<str>, (Arc<Entry>, BTreeSet<String>)>,
     removed: BTreeSet<String>,
 }
 
 impl Draft {
-    fn add(&mut self, entry: &Arc<Entry>, alias: Option<&str>) {
-        let (_, aliases) = (self.resources.entry(entry.name.clone()))
-            .or_insert_with(|| (entry.clone(), BTreeSet::new()));
-        aliases.extend(
-            alias
-                .filter(|alias| **alias != *entry.name)
-                .map(str::to_owned),
-        );
+    fn push(&mut self, entry: &Arc<Entry>) {
+        self.pushed.push(entry.clone());
     }
 
     /// The negative answer is the key itself among the removed.
@@ -234,21 +231,31 @@ impl Draft {
             self.removed.insert(key.to_owned());
         }
         for entry in means {
-            self.add(entry, Some(key));
+            let (_, aliases) = (self.answered.entry(entry.name.clone()))
+                .or_insert_with(|| (entry.clone(), BTreeSet::new()));
+            aliases.extend((*key != *entry.name).then(|| key.to_owned()));
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.resources.is_empty() && self.removed.is_empty()
+        self.pushed.is_empty() && self.answered.is_empty() && self.removed.is_empty()
     }
 
-    fn finish(self, number: u64) -> Push {
-        let resources = self.resources.into_values();
+    fn finish(mut self, number: u64) -> Push {
+        let named = |(entry, aliases): (Arc<Entry>, BTreeSet<String>)| Named {
+            entry,
+            aliases: aliases.into_iter().collect(),
+        };
+        // Pushed and asked for are of the same snapshot.
+        let pushed = self.pushed.into_iter().map(|entry| {
+            let answered = self.answered.remove(&entry.name);
+            named(answered.unwrap_or_else(|| (entry, BTreeSet::new())))
+        });
+        let mut resources: Vec<Named> = pushed.collect();
+        resources.extend(self.answered.into_values().map(named));
         Push {
             number,
-            resources: resources
-                .map(|(entry, aliases)| entry.resource(aliases.into_iter().collect()))
-                .collect(),
+            resources,
             removed: self.removed.into_iter().collect(),
         }
     }

@@ -6,8 +6,10 @@ use crate::{Publisher, Snapshot};
 use podveil_identity::WorkloadIdentity;
 use podveil_model::{Epoch, Health, Mode, Stage, Workload};
 use podveil_policy::{Action, Policy, PolicyKey, Scope};
+use podveil_proto::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 use podveil_proto::google::rpc;
 use podveil_proto::type_url;
+use prost::Message;
 use std::sync::Arc;
 
 fn workload(uid: &str, ip: &str) -> Workload {
@@ -89,7 +91,7 @@ impl Pair {
             response.is_none() || may_send,
             "nothing is sent that was not expected"
         );
-        response
+        response.map(received)
     }
 
     fn acknowledge(&mut self, response: &DeltaDiscoveryResponse) {
@@ -100,6 +102,15 @@ impl Pair {
         });
         assert_eq!(heard, Heard::Acknowledged);
     }
+}
+
+/// As a client reads it from the wire.
+fn received(response: Response) -> DeltaDiscoveryResponse {
+    let message: Vec<u8> = response.into_chunks().unwrap().flatten().collect();
+    let (prefix, message) = message.split_at(5);
+    assert_eq!(prefix[0], 0, "not compressed");
+    assert_eq!(prefix[1..], (message.len() as u32).to_be_bytes());
+    DeltaDiscoveryResponse::decode(message).unwrap()
 }
 
 fn addresses() -> DeltaDiscoveryRequest {
@@ -144,6 +155,27 @@ fn a_wildcard_stream_gets_everything_once_and_then_differences() {
     assert_eq!(names(&second), ["w2"]);
     assert_eq!(second.removed_resources, ["w1"]);
     assert_eq!(second.system_version_info, "1-2");
+}
+
+/// However much there is, no more than about a frame of it is put together at once.
+#[test]
+fn a_large_response_is_one_message_in_small_pieces() {
+    let all = (0..2000).map(|n| workload(&format!("w{n:04}"), "10.0.0.1"));
+    let mut pair = Pair::new(snapshot(all));
+    pair.ask(addresses());
+    pair.ask(subscribe(&["/10.0.0.1"]));
+    let published = pair.publisher.subscribe().borrow().clone().unwrap();
+    let response = pair.subscriber.poll(&published).unwrap().unwrap();
+    let pieces = response.clone().into_chunks().unwrap();
+    let lengths: Vec<usize> = pieces.map(|piece| piece.len()).collect();
+    assert!(lengths.len() > 5, "{lengths:?}");
+    assert!(
+        lengths.iter().all(|length| *length < 17 * 1024),
+        "{lengths:?}"
+    );
+    let response = received(response);
+    assert_eq!(response.resources.len(), 2000);
+    assert!((response.resources.iter()).all(|one| one.aliases == ["/10.0.0.1"]));
 }
 
 #[test]
@@ -237,7 +269,8 @@ fn one_that_does_not_answer_for_too_long_must_come_again_with_what_it_holds() {
     }
     pair.acknowledge(&next);
     let published = pair.publisher.subscribe().borrow().clone().unwrap();
-    assert_eq!(pair.subscriber.poll(&published), Err(TooFarBehind));
+    let too_late = pair.subscriber.poll(&published).unwrap_err();
+    assert_eq!(too_late, TooFarBehind);
 }
 
 #[test]
