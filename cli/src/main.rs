@@ -21,6 +21,7 @@ use failure::Outcome;
 use std::net::{Ipv6Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 /// Look into Podveil and act on it.
 #[derive(Parser)]
@@ -107,7 +108,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Outcome::Good
         }
         Command::Serve { port } => {
-            podveil_sim::app::serve(&TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?)?;
+            let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?;
+            println!("{}", podveil_sim::app::listens_since(SystemTime::now()));
+            podveil_sim::app::serve(&listener)?;
             Outcome::Good
         }
     };

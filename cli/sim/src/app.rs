@@ -4,9 +4,24 @@
 use crate::pattern;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Stands in every answer of `/`, so that a capture can look for it.
 pub const MARKER: &str = "podveil-demo-payload-marker";
+
+const LISTENS: &str = "listens since ";
+
+/// The application's only line, so that a bench can tell when it could be reached.
+pub fn listens_since(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{LISTENS}{} us", since.as_micros())
+}
+
+/// The moment in such a line.
+pub fn parse_listens_since(line: &str) -> Option<SystemTime> {
+    let since = line.trim_end().strip_prefix(LISTENS)?.strip_suffix(" us")?;
+    UNIX_EPOCH.checked_add(Duration::from_micros(since.parse().ok()?))
+}
 
 const CHUNK_BYTES: usize = 64 * 1024;
 

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How long a new pod is reached in plain: from the API server's word of its address to the first answer that came through
-//! a tunnel.
+//! How long a new pod is reached in plain: from the API server's word of its address, or from when its application listens
+//! where that is later, to the first answer that came through a tunnel.
+
+mod stages;
+
+pub use stages::Stages;
 
 use crate::podveil::{APP_PORT, Podveil, pod};
 use crate::{APP_IMAGE, Cluster};
@@ -8,7 +12,7 @@ use anyhow::{Context, ensure};
 use podveil_netns::NetNs;
 use podveil_netns::pod_cgroup::pod_uid;
 use podveil_sim::Capture;
-use podveil_sim::app::MARKER;
+use podveil_sim::app::{MARKER, parse_listens_since};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,7 +20,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 const SETTLE: Duration = Duration::from_secs(60);
 /// An attempt that has no answer by then counts as none.
@@ -27,10 +31,13 @@ const PAUSE: Duration = Duration::from_millis(5);
 const NAMESPACE: &str = "fresh";
 
 /// One pod's way into its first tunnel.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Debug)]
 pub struct Reached {
-    /// From the API server's word of its address to the end of the first answer through a tunnel.
+    pub pod: NewPod,
+    /// From when it could be reached to the end of the first answer through a tunnel.
     pub after: Duration,
+    /// The same from the API server's word of its address.
+    pub after_word: Duration,
     /// What the client was told before: answers in plain, and refusals.
     pub plain: u32,
     pub refused: u32,
@@ -38,8 +45,18 @@ pub struct Reached {
     pub longest: Duration,
 }
 
+/// A pod whose address the API server has told.
+#[derive(Clone, Debug)]
+pub struct NewPod {
+    pub uid: String,
+    pub name: String,
+    pub address: IpAddr,
+    /// When it was told.
+    pub told: SystemTime,
+}
+
 /// An enrolled pod on node 1 asks each of `pods` new pods on node 2 from the moment on that the API server tells its
-/// address; `batch` pods are made at once and removed again before the next. Returns the times, sorted.
+/// address; `batch` pods are made at once and removed again before the next. Returns the times, the shortest first.
 ///
 /// # Errors
 /// If a pod is not reached through a tunnel in time.
@@ -59,42 +76,57 @@ pub fn first_tunnels(
     let client = Arc::new(netns_of(cluster, "client")?);
     let link = NetNs::open(cluster.nodes[0].machine.netns())?;
     let capture = Arc::new(Capture::start(&link, b"", |_, _| true)?);
-    let addresses = Addresses::watch(cluster)?;
+    let new = Addresses::watch(cluster)?;
     let (sender, times) = sync_channel(batch);
-    let mut all = Vec::new();
+    let mut all: Vec<Reached> = Vec::new();
     while all.len() < pods {
         let some: Vec<String> = (all.len()..pods.min(all.len() + batch))
             .map(|number| format!("new-{number}"))
             .collect();
         cluster.apply(&some.iter().map(|name| object(name)).collect::<String>())?;
         for _ in &some {
-            let (address, since) = addresses.next()?;
+            let pod = new.next()?;
             let (client, capture, sender) = (client.clone(), capture.clone(), sender.clone());
             std::thread::spawn(move || {
                 let outcome = client
-                    .run(|| ask(&capture, address, since))
+                    .run(|| ask(&capture, pod))
                     .map_err(anyhow::Error::from)
                     .and_then(|outcome| outcome);
                 send(&sender, outcome);
             });
         }
         for _ in &some {
-            let time = times.recv_timeout(SETTLE).context("no answer")??;
-            all.push(time);
+            let mut reached = times.recv_timeout(SETTLE).context("no answer")??;
+            reached.count_from(listens_since(cluster, &reached.pod.name)?);
+            all.push(reached);
         }
         let mut delete = vec!["--namespace=fresh", "delete", "pods", "--timeout=60s"];
         delete.extend(some.iter().map(String::as_str));
         cluster.kubectl(&delete)?;
     }
-    all.sort_unstable();
+    all.sort_unstable_by_key(|reached| reached.after);
     Ok(all)
 }
 
-/// What lies at this share of the sorted times.
-pub fn percentile(sorted: &[Reached], share: f64) -> Duration {
+impl Reached {
+    /// Before this nobody could have reached it, in whatever way.
+    fn count_from(&mut self, listens: SystemTime) {
+        let later = listens.duration_since(self.pod.told).unwrap_or_default();
+        self.after = self.after_word.saturating_sub(later);
+    }
+}
+
+/// When the application began to listen, by its own clock, which is ours.
+fn listens_since(cluster: &Cluster, name: &str) -> anyhow::Result<SystemTime> {
+    let log = cluster.kubectl(&["--namespace=fresh", "logs", name])?;
+    let since = log.lines().find_map(parse_listens_since);
+    since.with_context(|| format!("{name} does not say when it listens: {log}"))
+}
+
+/// What lies at this share of what is sorted; `None` where there is nothing.
+pub fn percentile<T>(sorted: &[T], share: f64) -> Option<&T> {
     let last = sorted.len().saturating_sub(1);
-    let at = (last as f64 * share).ceil() as usize;
-    sorted.get(at).map_or(Duration::ZERO, |one| one.after)
+    sorted.get((last as f64 * share).ceil() as usize)
 }
 
 /// The other end is gone only if this bench has failed already.
@@ -105,7 +137,9 @@ fn send<T>(sender: &SyncSender<T>, value: T) {
 }
 
 /// Asks until an answer has come through a tunnel.
-fn ask(capture: &Capture, address: IpAddr, since: Instant) -> anyhow::Result<Reached> {
+fn ask(capture: &Capture, pod: NewPod) -> anyhow::Result<Reached> {
+    let (address, since) = (pod.address, Instant::now());
+    let waited = pod.told.elapsed().unwrap_or_default();
     let (mut plain, mut refused, mut longest) = (0, 0, Duration::ZERO);
     while since.elapsed() < SETTLE {
         let began = Instant::now();
@@ -113,8 +147,11 @@ fn ask(capture: &Capture, address: IpAddr, since: Instant) -> anyhow::Result<Rea
         let now = Instant::now();
         longest = longest.max(now - began);
         if answered && capture.tunnelled(address).is_some_and(|seen| seen < now) {
+            let after_word = waited + (now - since);
             return Ok(Reached {
-                after: now - since,
+                pod,
+                after: after_word,
+                after_word,
                 plain,
                 refused,
                 longest,
@@ -142,7 +179,7 @@ fn attempt(address: IpAddr) -> anyhow::Result<()> {
 /// Addresses of new pods as the API server tells them.
 struct Addresses {
     watch: Child,
-    told: Receiver<anyhow::Result<(IpAddr, Instant)>>,
+    told: Receiver<anyhow::Result<NewPod>>,
 }
 
 impl Addresses {
@@ -156,7 +193,7 @@ impl Addresses {
                 "pods",
                 "--selector=app=new",
                 "--watch",
-                "--output=jsonpath={.metadata.uid} {.status.podIP}{\"\\n\"}",
+                "--output=jsonpath={.metadata.uid} {.metadata.name} {.status.podIP}{\"\\n\"}",
             ])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -167,21 +204,27 @@ impl Addresses {
         std::thread::spawn(move || {
             let mut seen = BTreeSet::new();
             for line in lines {
-                let since = Instant::now();
+                let told = SystemTime::now();
                 let Ok(line) = line else { return };
-                if let Some((uid, address)) = line.split_once(' ')
-                    && !address.is_empty()
+                let words: Vec<&str> = line.split_whitespace().collect();
+                if let [uid, name, address] = words[..]
                     && seen.insert(uid.to_owned())
                 {
                     let address = address.parse().with_context(|| format!("kubectl: {line}"));
-                    send(&sender, address.map(|address| (address, since)));
+                    let pod = address.map(|address| NewPod {
+                        uid: uid.to_owned(),
+                        name: name.to_owned(),
+                        address,
+                        told,
+                    });
+                    send(&sender, pod);
                 }
             }
         });
         Ok(Self { watch, told })
     }
 
-    fn next(&self) -> anyhow::Result<(IpAddr, Instant)> {
+    fn next(&self) -> anyhow::Result<NewPod> {
         self.told
             .recv_timeout(SETTLE)
             .context("no pod has got an address")?

@@ -21,6 +21,77 @@ pub fn pod_folder(line: &str) -> Option<&str> {
     pod_in_line(line).map(|(folder, _)| folder)
 }
 
+/// How the node's kubelet names the cgroups of its pods, read off where one of them is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PodFolders {
+    /// The folder `kubepods` or `..kubepods.slice`, relative to the hierarchy.
+    root: String,
+    /// With the `systemd` driver, what the names of slices begin with: `kubepods`, or that below a `--cgroup-root`.
+    slices: Option<String>,
+}
+
+impl PodFolders {
+    /// From the line of a process that is in a pod. `None` if it is in none, or if containers are not below their pods'
+    /// folders there.
+    pub fn of(line: &str) -> Option<Self> {
+        let folder = pod_folder(line)?;
+        let (parent, name) = folder.rsplit_once('/')?;
+        let Some(slice) = name.strip_suffix(".slice") else {
+            // `<root>/pod<UID>`, or a class of service between the two; not `<slice>:<prefix>:<container>`.
+            let root = CLASSES
+                .iter()
+                .find_map(|class| parent.strip_suffix(&format!("/{class}")))
+                .unwrap_or(parent);
+            let is_root = root.rsplit('/').next() == Some("kubepods");
+            return is_root.then(|| Self {
+                root: root.to_owned(),
+                slices: None,
+            });
+        };
+        let (class, _) = slice.rsplit_once("-pod")?;
+        let slices = CLASSES
+            .iter()
+            .find_map(|name| class.strip_suffix(&format!("-{name}")))
+            .unwrap_or(class);
+        let root = match slices == class {
+            true => parent,
+            false => parent.strip_suffix(&format!("/{class}.slice"))?,
+        };
+        let is_root = root.rsplit('/').next() == Some(&*format!("{slices}.slice"));
+        is_root.then(|| Self {
+            root: root.to_owned(),
+            slices: Some(slices.to_owned()),
+        })
+    }
+
+    /// Where the cgroup of the pod may be, relative to the hierarchy: by its class of service. Nowhere if that is no UID.
+    pub fn of_pod(&self, uid: &str) -> Vec<String> {
+        if !is_uid(uid) {
+            return Vec::new();
+        }
+        let root = &self.root;
+        let Some(slices) = &self.slices else {
+            let in_class = CLASSES.map(|class| format!("{root}/{class}/pod{uid}"));
+            return [format!("{root}/pod{uid}")]
+                .into_iter()
+                .chain(in_class)
+                .collect();
+        };
+        let uid = uid.replace('-', "_");
+        let in_class = CLASSES.map(|class| {
+            let class = format!("{slices}-{class}");
+            format!("{root}/{class}.slice/{class}-pod{uid}.slice")
+        });
+        [format!("{root}/{slices}-pod{uid}.slice")]
+            .into_iter()
+            .chain(in_class)
+            .collect()
+    }
+}
+
+/// Classes of service with a folder of their own; guaranteed pods are beside them.
+const CLASSES: [&str; 2] = ["besteffort", "burstable"];
+
 fn uid_in_line(line: &str) -> Option<String> {
     pod_in_line(line).map(|(_, uid)| uid)
 }
@@ -114,6 +185,39 @@ mod tests {
         assert_eq!(pod_folder(&format!("0::/{folder}/9d1d/x")), Some(&*folder));
         assert_eq!(pod_folder(&format!("0::/{folder}")), Some(&*folder));
         assert_eq!(pod_folder("0::/system.slice/containerd.service"), None);
+    }
+
+    #[test]
+    fn where_one_pod_is_tells_where_the_others_are() {
+        let other = UID.replace('7', "8");
+        for (name, file) in KINDS {
+            let line = file.lines().nth(1).unwrap();
+            let folders = PodFolders::of(line);
+            // Nobody sees more than the way up to here, or the pod has no folder that holds its containers.
+            if matches!(
+                name,
+                "v2-private-namespace-systemd" | "v2-runtime-without-systemd"
+            ) {
+                assert_eq!(folders, None, "{name}");
+                continue;
+            }
+            assert_eq!(folders.is_some(), pod_folder(line).is_some(), "{name}");
+            let Some(folders) = folders else { continue };
+            let uid = uid_in_line(line).unwrap();
+            let found = folders.of_pod(&uid);
+            assert!(
+                found.iter().any(|path| pod_folder(line) == Some(path)),
+                "{name}: {found:?}"
+            );
+            // Each of the others' is seen as theirs, and as nobody else's.
+            for path in folders.of_pod(&other) {
+                let line = format!("0::/{path}/container");
+                assert_eq!(pod_folder(&line), Some(&*path), "{name}");
+                assert_eq!(uid_in_line(&line).as_deref(), Some(&*other), "{name}");
+                assert_eq!(PodFolders::of(&line).as_ref(), Some(&folders), "{name}");
+            }
+            assert_eq!(folders.of_pod("../../etc"), Vec::<String>::new());
+        }
     }
 
     #[test]

@@ -22,9 +22,10 @@ impl Cluster {
         }
     }
 
-    /// Takes one update; says what it changes. A decision about a workload that is older than the one held is passed over:
+    /// Takes one update; says what it changes, and whether fences may follow from it. A decision about a workload that is older than the one held is passed over:
     /// a replica that lags cannot take anybody out.
-    pub fn update(&mut self, update: &Update) -> Option<Change> {
+    pub fn update(&mut self, update: &Update) -> Option<(Change, bool)> {
+        let is_fenced = |workload: &Arc<Workload>| workload.stage.is_announced();
         match update {
             Update::Workload(workload) => {
                 let workload = match self.workloads.get(&workload.uid) {
@@ -35,12 +36,15 @@ impl Cluster {
                     _ => workload.clone(),
                 };
                 let (uid, decided) = (workload.uid.clone(), (workload.stage, workload.epoch));
-                self.workloads.insert(uid.clone(), workload);
-                Some((uid, Some(decided)))
+                let fence = is_fenced(&workload);
+                let held = self.workloads.insert(uid.clone(), workload);
+                let fence = fence || held.as_ref().is_some_and(is_fenced);
+                Some(((uid, Some(decided)), fence))
             }
             Update::AddressRemoved(name) => {
                 let uid = Uid(name.clone());
-                self.workloads.remove(&uid).map(|_| (uid, None))
+                let held = self.workloads.remove(&uid)?;
+                Some(((uid, None), is_fenced(&held)))
             }
             Update::Service(_)
             | Update::Policy { .. }
@@ -64,5 +68,38 @@ impl Cluster {
     pub fn local_by_uid(&self, uid: &Uid) -> Option<&Arc<Workload>> {
         let workload = self.workloads.get(uid)?;
         (workload.node == self.node && !workload.host_network).then_some(workload)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use podveil_model::Stage;
+    use podveil_testing::workload;
+
+    #[test]
+    fn fences_follow_from_those_who_are_announced_or_were() {
+        let mut cluster = Cluster::new("node-1".parse().unwrap());
+        for (step, stage, fence) in [
+            (1, Stage::Wanted, false),
+            (2, Stage::Capturable, false),
+            (3, Stage::Announced, true),
+            (4, Stage::Mandatory, true),
+            (5, Stage::Draining, true),
+            (6, Stage::None, true),
+            (7, Stage::Wanted, false),
+        ] {
+            let workload = workload("web-1").stage(stage).epoch(7, step).build();
+            let decided = (stage, workload.epoch);
+            let told = cluster.update(&Update::Workload(workload));
+            let uid = Uid::from("web-1");
+            assert_eq!(told, Some(((uid, Some(decided)), fence)), "{stage}");
+        }
+        let removed = Update::AddressRemoved("web-1".into());
+        assert_eq!(
+            cluster.update(&removed),
+            Some((("web-1".into(), None), false))
+        );
+        assert_eq!(cluster.update(&removed), None);
     }
 }

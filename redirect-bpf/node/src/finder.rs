@@ -3,6 +3,7 @@
 
 mod cri;
 mod directory;
+mod folders;
 mod processes;
 
 use crate::Obstacle;

@@ -17,8 +17,11 @@ const RELEASE_GRACE: Duration = Duration::from_secs(3);
 /// A pod is bound to its node well before it has a sandbox.
 const FIRST_RETRY: Duration = Duration::from_millis(10);
 const LAST_RETRY: Duration = Duration::from_secs(5);
-/// For a pod whose namespace is not there yet: one look serves all that wait.
-const LAST_FIND: Duration = Duration::from_secs(1);
+/// For a pod whose namespace is not there yet. Capture takes less than the kubelet takes from a sandbox to the word of its
+/// address, if it begins at once.
+const LAST_FIND: Duration = Duration::from_millis(50);
+/// The same for one that has been waited for in vain: a volume that is slow to come, or something is wrong.
+const LAST_LATE_FIND: Duration = Duration::from_secs(1);
 /// A sandbox is made well within this. A pod whose namespace has not been found by then is looked for less often, and a
 /// person is told what may be wrong with it.
 const FIND_PATIENCE: Duration = Duration::from_secs(20);
@@ -339,6 +342,9 @@ impl Pod {
                     obstacle.may_pass() && now.saturating_duration_since(since) < FIND_PATIENCE;
                 return match passes {
                     true => self.fail(now, Obstacle::Work, &reason, LAST_FIND),
+                    false if obstacle.may_pass() => {
+                        self.fail(now, obstacle, &reason, LAST_LATE_FIND)
+                    }
                     false => self.fail(now, obstacle, &reason, LAST_RETRY),
                 };
             }

@@ -17,15 +17,18 @@ use podveil_model::{Uid, Workload};
 use podveil_netns::seqpacket::Peer;
 use podveil_plan::{Capture, Fence};
 use podveil_xds_client::{Acknowledge, Batch, Client, ResourceType};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-/// Pieces of work at once: each runs a few short programs.
+/// Pieces of work at once: each runs a few short programs. Nobody holds a place while it only looks for a namespace.
 const WORKERS: usize = 8;
+/// Changes of fences at once, beside those: each new pod changes the fence of every other one, and no new pod waits for
+/// that. What changes while one waits for its place goes with it.
+const FENCES: usize = 4;
 const FAR: Duration = Duration::from_secs(3600);
 
 /// What the loop is joined to.
@@ -47,8 +50,8 @@ pub struct Reconciler<B> {
     stop: CancellationToken,
     cluster: Cluster,
     pods: BTreeMap<Uid, Entry>,
-    /// The fence wanted, and which one it is.
-    fence: (u64, Arc<Fence>),
+    /// The fence wanted, and which one it is. Work takes the newest when it begins.
+    fence: watch::Sender<(u64, Arc<Fence>)>,
     waiting: VecDeque<Waiting>,
     applied_version: Arc<str>,
     generation: u64,
@@ -56,6 +59,7 @@ pub struct Reconciler<B> {
     offered: bool,
     last_proxy: Option<Arc<Peer>>,
     workers: Arc<Semaphore>,
+    fences: Arc<Semaphore>,
     work: JoinSet<(Uid, u64, Done)>,
     /// Each ends with the process that tied a pod to its namespace.
     ends: JoinSet<(Uid, u64)>,
@@ -143,7 +147,7 @@ impl<B: Backend> Reconciler<B> {
             links,
             stop,
             pods: BTreeMap::new(),
-            fence: (0, Arc::default()),
+            fence: watch::Sender::default(),
             waiting: VecDeque::new(),
             applied_version: "".into(),
             generation: 0,
@@ -151,6 +155,7 @@ impl<B: Backend> Reconciler<B> {
             offered: false,
             last_proxy: None,
             workers: Arc::new(Semaphore::new(WORKERS)),
+            fences: Arc::new(Semaphore::new(FENCES)),
             work: JoinSet::new(),
             ends: JoinSet::new(),
         }
@@ -186,26 +191,41 @@ impl<B: Backend> Reconciler<B> {
     }
 
     fn batch(&mut self, batch: Batch) {
-        let changes: Vec<Change> = (batch.updates.iter())
-            .filter_map(|update| self.cluster.update(update))
-            .collect();
+        let changes = self.take(&batch);
         for rejected in &batch.rejected {
             tracing::warn!(name = %rejected.name, reason = %rejected.reason, "a resource was rejected");
         }
         if batch.resource_type != ResourceType::Address {
             return batch.acknowledge.in_use();
         }
-        let fence = self.cluster.fence();
-        if fence != *self.fence.1 {
-            self.fence = (self.fence.0 + 1, Arc::new(fence));
-        }
+        let wanted = self.cluster.fence();
+        self.fence.send_if_modified(|(number, fence)| {
+            let changed = wanted != **fence;
+            if changed {
+                (*number, *fence) = (*number + 1, Arc::new(wanted));
+            }
+            changed
+        });
         self.waiting.push_back(Waiting {
-            fence: self.fence.0,
+            fence: self.fence.borrow().0,
             version: batch.version,
             changes,
             acknowledge: batch.acknowledge,
         });
         self.set_goals();
+    }
+
+    /// Returns the changes that are in use once every fence has them. The others are in use at once: that a pod is wanted
+    /// is known here, and reported, however long fences take that others have changed.
+    fn take(&mut self, batch: &Batch) -> Vec<Change> {
+        let before = self.waiting.iter().flat_map(|waiting| &waiting.changes);
+        let waiting: HashSet<&Uid> = before.map(|(uid, _)| uid).collect();
+        let updates = (batch.updates.iter()).filter_map(|update| self.cluster.update(update));
+        let (behind_fence, at_once): (Vec<_>, Vec<_>) =
+            updates.partition(|(change, fence)| *fence || waiting.contains(&change.0));
+        let changes = |some: Vec<(Change, bool)>| some.into_iter().map(|(change, _)| change);
+        self.links.in_use.change(changes(at_once).collect());
+        changes(behind_fence).collect()
     }
 
     fn set_goals(&mut self) {
@@ -270,10 +290,11 @@ impl<B: Backend> Reconciler<B> {
         let now = now();
         let mut wake = now + FAR;
         self.synced |= self.links.xds.status.borrow().synced;
+        let fence = self.fence.borrow().0;
         let uids: Vec<Uid> = self.pods.keys().cloned().collect();
         for uid in uids {
             while let Some(entry) = self.pods.get_mut(&uid) {
-                let next = entry.pod.next(now, self.fence.0, self.config.release_bound);
+                let next = entry.pod.next(now, fence, self.config.release_bound);
                 match next {
                     Next::Do(Action::Forget) => self.forget(&uid, now),
                     Next::Do(action) => {
@@ -311,19 +332,27 @@ impl<B: Backend> Reconciler<B> {
         let Some(entry) = self.pods.get(uid) else {
             return;
         };
-        let (backend, fence) = (self.backend.clone(), self.fence.clone());
+        let (backend, fence) = (self.backend.clone(), self.fence.subscribe());
         let finder = self.finder.clone();
         let found = entry.place.as_ref().map(|place| place.found.clone());
         let (older, stands) = (entry.older.clone(), entry.fence.clone());
         let backlog = self.config.backlog;
         let proxy = self.links.proxy.borrow().peer.clone();
-        let (id, workers) = (entry.id, self.workers.clone());
+        let places = match action {
+            Action::ChangeFence => &self.fences,
+            _ => &self.workers,
+        };
+        let (id, places) = (entry.id, places.clone());
         let uid = uid.clone();
         tracing::debug!(%uid, ?action, "pod");
         self.work.spawn(async move {
-            let _worker = workers.acquire_owned().await;
+            let _place = match action {
+                Action::Find => None,
+                _ => places.acquire().await.ok(),
+            };
+            let fence = fence.borrow().clone();
             let done = match (action, found) {
-                (Action::Find, _) => work::look_for(backend, finder, uid.clone()).await,
+                (Action::Find, _) => work::look_for(backend, finder, uid.clone(), &places).await,
                 (Action::Listen, Some(found)) => work::listen(found.netns, backlog, proxy).await,
                 (Action::Apply(capture), Some(found)) => {
                     work::apply(backend, found.netns, capture, fence).await

@@ -12,6 +12,7 @@ use podveil_plan::{Capture, Fence};
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 /// What a piece of work leaves behind, beside what the pod is told.
 #[derive(Debug)]
@@ -59,7 +60,13 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
-pub async fn look_for<B: Backend>(backend: Arc<B>, finder: Arc<Finder>, uid: Uid) -> Done {
+/// `places`: where the work begins that is done in a namespace, once that is found.
+pub async fn look_for<B: Backend>(
+    backend: Arc<B>,
+    finder: Arc<Finder>,
+    uid: Uid,
+    places: &Semaphore,
+) -> Done {
     let found = match finder.find(&uid).await {
         Ok(found) => found,
         Err(FindError::Missing { what, obstacle }) => {
@@ -71,6 +78,7 @@ pub async fn look_for<B: Backend>(backend: Arc<B>, finder: Arc<Finder>, uid: Uid
         }
         Err(error) => return failed(&error),
     };
+    let _place = places.acquire().await;
     match backend.stands(&found.netns).await {
         Ok(stands) => Done {
             found: Some(found),

@@ -2,6 +2,7 @@
 //! Pods by their processes in `/proc`, which must be the node's (`hostPID`).
 
 use super::cri::Cri;
+use super::folders::Folders;
 use super::{By, FindError, Found};
 use crate::Obstacle;
 use podveil_model::Uid;
@@ -20,10 +21,16 @@ use tokio::sync::Mutex;
 /// How many of a pod's processes are tried when the oldest ones end under our hands.
 const MAX_TRIED: usize = 4;
 
-/// Looks through all processes of the node, once for everybody who asks at the same time.
+/// Between two looks through all processes, as a multiple of how long the first took: they cost a tenth of a processor at
+/// most, however many wait and however much runs on the node.
+const PAUSE: u32 = 9;
+
+/// Looks into the pod's cgroup where it is known which that is. Elsewhere through all processes of the node, once for
+/// everybody who asks at the same time.
 #[derive(Debug, Default)]
 pub struct Processes {
     newest: Mutex<Option<Scan>>,
+    folders: Option<Folders>,
     cri: Option<Cri>,
 }
 
@@ -31,6 +38,7 @@ pub struct Processes {
 #[derive(Debug)]
 struct Scan {
     begun: Instant,
+    ended: Instant,
     pods: Arc<HashMap<String, Vec<Member>>>,
 }
 
@@ -72,6 +80,7 @@ impl Processes {
     pub fn new(cri_socket: Option<PathBuf>) -> Self {
         Self {
             newest: Mutex::default(),
+            folders: Folders::of_own(),
             cri: cri_socket.map(Cri::new),
         }
     }
@@ -79,17 +88,28 @@ impl Processes {
     /// The namespace of the pod's oldest process: that of its sandbox, which is there before every container and cannot be
     /// feigned by one.
     pub async fn find(&self, uid: &Uid) -> Result<Found, FindError> {
+        let members = self.in_folder(uid).await;
+        // Nobody is asked for a sandbox that has not begun.
+        if members.as_ref().is_some_and(Vec::is_empty) {
+            return Err(missing());
+        }
         if let Some(found) = self.find_by_cri(uid).await {
             return Ok(found);
         }
-        let pods = self.pods().await?;
-        let Some(members) = pods.get(&*uid.0) else {
-            return Err(FindError::Missing {
-                what: "no process of the pod runs on this node".to_owned(),
-                obstacle: Obstacle::NotFound,
-            });
-        };
-        open_oldest(&uid.0, members)
+        match members {
+            Some(members) => open_oldest(&uid.0, &members),
+            None => match self.pods().await?.get(&*uid.0) {
+                Some(members) => open_oldest(&uid.0, members),
+                None => Err(missing()),
+            },
+        }
+    }
+
+    /// The pod's processes, if it is known where they are to be found.
+    async fn in_folder(&self, uid: &Uid) -> Option<Vec<Member>> {
+        let (folders, uid) = (self.folders.clone()?, uid.clone());
+        let look = move || members(folders.processes(&uid.0));
+        tokio::task::spawn_blocking(look).await.ok()
     }
 
     /// The runtime says which process; that it is the pod's must be so in `/proc` as well. `None`: look there.
@@ -132,6 +152,10 @@ impl Processes {
         if let Some(scan) = newest.as_ref().filter(|scan| scan.begun >= asked) {
             return Ok(scan.pods.clone());
         }
+        if let Some(last) = newest.as_ref() {
+            let pause = PAUSE * (last.ended - last.begun);
+            tokio::time::sleep_until((last.ended + pause).into()).await;
+        }
         let begun = Instant::now();
         let scanned = tokio::task::spawn_blocking(scan).await;
         let pods = scanned
@@ -143,31 +167,44 @@ impl Processes {
         let pods = Arc::new(pods);
         *newest = Some(Scan {
             begun,
+            ended: Instant::now(),
             pods: pods.clone(),
         });
         Ok(pods)
     }
 }
 
+fn missing() -> FindError {
+    FindError::Missing {
+        what: "no process of the pod runs on this node".to_owned(),
+        obstacle: Obstacle::NotFound,
+    }
+}
+
+/// One that ends meanwhile is nobody's.
+fn members(pids: impl IntoIterator<Item = i32>) -> Vec<Member> {
+    let member = |pid| {
+        let start_ticks = process::start_time(pid).ok()?;
+        Some(Member { start_ticks, pid })
+    };
+    let mut members: Vec<Member> = pids.into_iter().filter_map(member).collect();
+    members.sort_unstable();
+    members
+}
+
 fn scan() -> io::Result<HashMap<String, Vec<Member>>> {
-    let mut pods: HashMap<String, Vec<Member>> = HashMap::new();
+    let mut pids: HashMap<String, Vec<i32>> = HashMap::new();
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        // One that ends meanwhile is nobody's.
-        if let Some(uid) = pod_of(pid)
-            && let Ok(start_ticks) = process::start_time(pid)
-        {
-            let member = Member { start_ticks, pid };
-            pods.entry(uid).or_default().push(member);
+        if let Some(uid) = pod_of(pid) {
+            pids.entry(uid).or_default().push(pid);
         }
     }
-    for members in pods.values_mut() {
-        members.sort_unstable();
-    }
-    Ok(pods)
+    let pods = pids.into_iter().map(|(uid, pids)| (uid, members(pids)));
+    Ok(pods.collect())
 }
 
 fn open_oldest(uid: &str, members: &[Member]) -> Result<Found, FindError> {
@@ -307,6 +344,21 @@ mod tests {
         }
     }
 
+    /// Both ways of looking for it.
+    fn both_ways(pod: &Pod) -> [Processes; 2] {
+        let path = pod.folder();
+        let (hierarchy, _) = path.to_str().unwrap().rsplit_once("/podveil-").unwrap();
+        let line = format!(
+            "0::{}",
+            path.to_str().unwrap().strip_prefix(hierarchy).unwrap()
+        );
+        let by_folder = Processes {
+            folders: Some(Folders::for_test(Path::new(hierarchy), &line)),
+            ..Processes::default()
+        };
+        [Processes::default(), by_folder]
+    }
+
     async fn eventually(processes: &Processes, uid: &Uid) -> Found {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
@@ -322,27 +374,28 @@ mod tests {
     async fn a_pod_is_found_by_its_oldest_process() {
         let uid = "5a7e0b52-63d0-4a83-93a4-20b7a7e7ad01";
         let mut pod = Pod::new(uid);
-        let processes = Processes::default();
         let uid = Uid::from(uid);
-        assert!(matches!(
-            processes.find(&uid).await,
-            Err(FindError::Missing { .. })
-        ));
-        let sandbox = pod.start("unshare --net sleep 60");
-        let found = eventually(&processes, &uid).await;
-        let anchor = found.anchor.unwrap();
-        assert_eq!(anchor.pid(), sandbox);
-        assert_ne!(found.netns.id(), NetNs::current().unwrap().id());
-        // A younger process with a namespace of its own does not take the pod over.
-        pod.start("unshare --net sleep 60");
-        let again = processes.find(&uid).await.unwrap();
-        assert_eq!(again.netns.cookie().unwrap(), found.netns.cookie().unwrap());
-        pod.kill();
-        anchor.ended().await.unwrap();
-        assert!(matches!(
-            processes.find(&uid).await,
-            Err(FindError::Missing { .. })
-        ));
+        for processes in both_ways(&pod) {
+            assert!(matches!(
+                processes.find(&uid).await,
+                Err(FindError::Missing { .. })
+            ));
+            let sandbox = pod.start("unshare --net sleep 60");
+            let found = eventually(&processes, &uid).await;
+            let anchor = found.anchor.unwrap();
+            assert_eq!(anchor.pid(), sandbox);
+            assert_ne!(found.netns.id(), NetNs::current().unwrap().id());
+            // A younger process with a namespace of its own does not take the pod over.
+            pod.start("unshare --net sleep 60");
+            let again = processes.find(&uid).await.unwrap();
+            assert_eq!(again.netns.cookie().unwrap(), found.netns.cookie().unwrap());
+            pod.kill();
+            anchor.ended().await.unwrap();
+            assert!(matches!(
+                processes.find(&uid).await,
+                Err(FindError::Missing { .. })
+            ));
+        }
     }
 
     #[tokio::test]
