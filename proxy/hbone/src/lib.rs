@@ -21,6 +21,7 @@ mod server;
 mod settings;
 mod stream;
 mod tunnel;
+mod window;
 
 pub use authority::{Authority, AuthorityError, Host};
 pub use baggage::{Baggage, BaggageError, WorkloadType};

@@ -193,6 +193,7 @@ impl Rig {
             svid: svid_seen,
             bundle: bundle_seen,
             limits,
+            backlog: Arc::default(),
             recorder: records.clone(),
             drain: CancellationToken::new(),
             stop: CancellationToken::new(),
