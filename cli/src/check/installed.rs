@@ -157,7 +157,7 @@ fn controller(page: &ControllerPage) -> Vec<Finding> {
         Finding::warning(
             "settings",
             condition.clone(),
-            "correct the value; until then the last good one holds",
+            "correct the value; until then the last good one holds, or the strictest, or the strictest",
         )
     }));
     findings

@@ -12,7 +12,7 @@ use podveil_kube::kube::api::ListParams;
 use podveil_kube::kube::{self, Api, Client};
 use podveil_kube::{Backend, Standing, each};
 use podveil_model::{Mode, Uid};
-use podveil_source::{Cluster, Pod, ServiceEntry, Target, labels};
+use podveil_source::{Cluster, Pod, ServiceEntry, Target, labels, ports};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -159,11 +159,6 @@ fn closed(service: Option<&ServiceEntry>, port: i32, pods: &HashMap<&Uid, &Pod>)
 }
 
 fn takes_in_plain(pod: &Pod, port: u16) -> bool {
-    pod.annotations
-        .get(labels::PLAIN_INBOUND_PORTS)
-        .is_some_and(|ports| {
-            ports
-                .split(',')
-                .any(|one| one.trim().parse::<u16>() == Ok(port))
-        })
+    let named = pod.annotations.get(labels::PLAIN_INBOUND_PORTS);
+    named.is_some_and(|named| ports(named).is_ok_and(|ports| ports.contains(&port)))
 }

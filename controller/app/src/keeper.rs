@@ -41,8 +41,8 @@ impl Shared {
         self.lock().status(now())
     }
 
-    pub(crate) fn has_let_go(&self) -> bool {
-        self.lock().has_let_go(now())
+    pub(crate) fn letting_go(&self) -> podveil_index::LettingGo {
+        self.lock().letting_go(now())
     }
 
     fn lock(&self) -> MutexGuard<'_, Index> {

@@ -34,6 +34,9 @@ enum Command {
         /// As 90s, 4m or 1h; then the request is taken back.
         #[arg(long, value_parser = parse_timeout, default_value = "2m")]
         timeout: Duration,
+        /// Done when every node has let go that can be heard; pods of the others stay captured.
+        #[arg(long)]
+        skip_silent: bool,
         /// Where Podveil is installed.
         #[arg(long, env = "POD_NAMESPACE", default_value = "podveil-system")]
         namespace: String,
@@ -43,10 +46,15 @@ enum Command {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    if let Some(Command::Uninstall { timeout, namespace }) = arguments.command {
+    if let Some(Command::Uninstall {
+        timeout,
+        skip_silent,
+        namespace,
+    }) = arguments.command
+    {
         init_log(LogFormat::default());
         let client = podveil_kube::client().await?;
-        return uninstall(client, &namespace, timeout).await;
+        return uninstall(client, &namespace, timeout, skip_silent).await;
     }
     let config: Config = config::load(
         arguments.config.as_deref(),

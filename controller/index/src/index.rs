@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::enrolment::Facts;
 use crate::entry::{Entry, Parts};
+use crate::letting_go::{self, LettingGo};
 use crate::nodes::Nodes;
 use crate::resolve::{Resolved, resolve};
 use crate::settings::{self, NamespaceSettings};
 use crate::status::{self, Status};
-use crate::{Condition, Module, NotBegun, Report, Saved, SavedWorkload, Snapshot};
+use crate::{Module, NotBegun, Report, Saved, SavedWorkload, Snapshot};
 use podveil_identity::KubernetesName;
 use podveil_model::{Epoch, MeshConfig, Stage, Uid, Workload};
-use podveil_source::{Cluster, Namespace, Rules};
+use podveil_source::{Cluster, Namespace};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
@@ -102,6 +103,7 @@ impl Index {
         let version = cluster.version.max(self.version);
         self.version = version;
         self.nodes.expect(now, &cluster.nodes);
+        self.nodes.running = letting_go::running(cluster);
         let mut resolved = resolve(cluster, |uid| {
             self.entries.get(uid).map_or(version, |entry| entry.seen)
         });
@@ -257,23 +259,14 @@ impl Index {
         self.nodes.next_silence(now)
     }
 
-    /// Is no workload enrolled any more, has every node that can be heard taken its rules out, and do its programs know
-    /// that they are to leave nothing?
-    pub fn has_let_go(&self, now: Instant) -> bool {
-        let has_let_go = |module, report: &Report| {
-            let mut workloads = report.workloads.values();
-            report.uninstalling != Some(false)
-                && (module != Module::Redirect
-                    || workloads.all(|workload| workload.condition == Condition::Released))
-        };
-        self.published > 0
-            && self
-                .entries
-                .values()
-                .all(|entry| entry.enrolment.stage() == Stage::None)
-            && self.nodes.heard(now).all(|((_, module), program)| {
-                (program.report.as_ref()).is_none_or(|report| has_let_go(*module, report))
-            })
+    /// What an uninstallation still waits for.
+    pub fn letting_go(&self, now: Instant) -> LettingGo {
+        let enrolled = |entry: &&Entry| entry.enrolment.stage() != Stage::None;
+        LettingGo {
+            begun: self.published > 0,
+            workloads: self.entries.values().filter(enrolled).count(),
+            programs: letting_go::programs(&self.nodes, now),
+        }
     }
 
     /// What must outlive a restart.
@@ -392,14 +385,7 @@ impl Index {
                     .filter(|pod| pod.namespace == *name)
                     .find_map(|pod| self.saved.get(&pod.uid))?
                     .mode;
-                let rules = Rules {
-                    mode,
-                    ..cluster.defaults.rules()
-                };
-                Some(NamespaceSettings {
-                    rules,
-                    ..NamespaceSettings::default()
-                })
+                Some(NamespaceSettings::restored(mode))
             });
             namespaces.insert(
                 name.clone(),

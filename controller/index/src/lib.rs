@@ -8,7 +8,8 @@
 //! - settles addresses that two pods claim (the newest running one has it, the other is named in the status);
 //! - derives endpoints from services;
 //! - walks each workload through enrolment ([`Stage`](podveil_model::Stage)) and gives each step its epoch;
-//! - keeps the last good value of a label or annotation that cannot be read, and names it in the status.
+//! - keeps the last good value of a label or annotation that cannot be read, takes the strictest where none is known, and
+//!   names it in the status.
 //!
 //! ```text
 //! Cluster ──> Index::apply ──┐                ┌──> Snapshot ──> Index::published(number)
@@ -23,6 +24,7 @@
 mod enrolment;
 mod entry;
 mod index;
+mod letting_go;
 mod nodes;
 mod resolve;
 mod settings;
@@ -32,6 +34,7 @@ mod status;
 pub use enrolment::{Held, Saved, SavedWorkload};
 pub use entry::{NotBegun, NotWanted};
 pub use index::{Awaited, AwaitedWorkload, Index, Start};
+pub use letting_go::{Done, Holding, LettingGo, Why};
 pub use nodes::{Condition, Module, Report, SILENCE, WorkloadReport};
 pub use snapshot::Snapshot;
 pub use status::{ModuleStatus, NodeStatus, Status, WorkloadStatus};

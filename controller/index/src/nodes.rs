@@ -65,6 +65,8 @@ pub enum Condition {
 #[derive(Debug, Default)]
 pub(crate) struct Nodes {
     expected: BTreeSet<KubernetesName>,
+    /// Where a pod of our programs is, as the cluster says.
+    pub running: BTreeSet<KubernetesName>,
     programs: BTreeMap<(KubernetesName, Module), Program>,
 }
 

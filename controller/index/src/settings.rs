@@ -1,18 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a pod's namespace and annotations set. A value that cannot be read keeps the last good one.
+//! What a pod's namespace and annotations set. A value that cannot be read keeps the last good one, and is the strictest
+//! where none is known.
 
-use podveil_model::{External, Mode, is_own_port};
-use podveil_source::{Defaults, Namespace, Pod, Rules, labels};
+use podveil_model::{External, Mode};
+use podveil_source::{Defaults, Namespace, Pod, Rules, labels, ports, shortened};
 use std::collections::BTreeSet;
-
-/// More ports than any pod leaves out; a longer list is a mistake.
-const MAX_PORTS: usize = 64;
 
 /// What holds for every pod of a namespace.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct NamespaceSettings {
     pub rules: Rules,
     pub external: External,
+    /// It has the label that enrols. What held before that was of no consequence, and is no last good value.
+    pub labelled: bool,
+}
+
+impl NamespaceSettings {
+    /// Of before a restart, of which only the mode is known.
+    pub(crate) fn restored(mode: Mode) -> Self {
+        Self {
+            rules: Rules {
+                mode,
+                ..Rules::STRICTEST
+            },
+            external: External::Refuse,
+            labelled: true,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -40,25 +54,30 @@ pub(crate) fn of_namespace(
             labels::ENROL
         ));
     }
+    let last = last.filter(|last| last.labelled);
     let (rules, mut bad) = namespace.rules(last.map(|last| last.rules), defaults);
     let external = namespace.external().unwrap_or_else(|fault| {
         bad.push(fault);
-        last.map(|last| last.external)
+        Some(last.map_or(External::Refuse, |last| last.external))
     });
-    conditions.extend(
-        bad.iter()
-            .map(|fault| format!("{fault}; the last good one stays")),
-    );
+    let counts = match last {
+        Some(_) => "the last good one stays",
+        None => "no good one is known, and the strictest counts",
+    };
+    conditions.extend(bad.iter().map(|fault| format!("{fault}; {counts}")));
     NamespaceSettings {
         rules,
         external: external.unwrap_or_default(),
+        labelled: namespace.is_labelled(),
     }
 }
 
 /// The settings of a pod in a namespace of these.
 pub(crate) fn settings(
     pod: &Pod,
-    NamespaceSettings { rules, external }: NamespaceSettings,
+    NamespaceSettings {
+        rules, external, ..
+    }: NamespaceSettings,
     last: Option<&Settings>,
     conditions: &mut Vec<String>,
 ) -> Settings {
@@ -100,51 +119,4 @@ pub(crate) fn settings(
         settings.exclude_inbound_ports.clear();
     }
     settings
-}
-
-/// For a sentence; a person sees the rest in the object itself.
-fn shortened(text: &str) -> String {
-    const CHARS: usize = 64;
-    let mut short: String = text.chars().take(CHARS).collect();
-    if short.len() < text.len() {
-        short.push('…');
-    }
-    short
-}
-
-fn ports(text: &str) -> Result<BTreeSet<u16>, String> {
-    let mut ports = BTreeSet::new();
-    for part in text
-        .split(',')
-        .map(str::trim)
-        .filter(|part| !part.is_empty())
-    {
-        match part.parse::<u16>() {
-            Ok(0) | Err(_) => return Err(format!("{:?} is not a port", shortened(part))),
-            Ok(port) if is_own_port(port) => {
-                return Err(format!("port {port} is the proxy's own"));
-            }
-            Ok(port) => ports.insert(port),
-        };
-        if ports.len() > MAX_PORTS {
-            return Err(format!("more than {MAX_PORTS} ports"));
-        }
-    }
-    Ok(ports)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ports_are_read_or_refused() {
-        assert_eq!(ports("80, 443,"), Ok(BTreeSet::from([80, 443])));
-        assert_eq!(ports(""), Ok(BTreeSet::new()));
-        for text in ["0", "65536", "http", "80-90", "15008", "-1"] {
-            assert!(ports(text).is_err(), "{text} was taken");
-        }
-        let many: Vec<_> = (1..=65).map(|port: u16| port.to_string()).collect();
-        assert!(ports(&many.join(",")).is_err());
-    }
 }

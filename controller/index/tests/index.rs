@@ -4,8 +4,11 @@
 #[path = "index/world.rs"]
 mod world;
 
-use podveil_index::{Condition, Held, Index, Module, NotBegun, Report, SILENCE, Saved, Start};
-use podveil_model::{Epoch, Health, Mode, Stage};
+use podveil_index::{
+    Condition, Done, Held, Index, Module, NotBegun, Report, SILENCE, Saved, Start,
+};
+use podveil_model::{Epoch, External, Health, Mode, Stage};
+use std::sync::Arc;
 use std::time::Duration;
 use world::World;
 
@@ -272,6 +275,47 @@ fn a_mode_that_cannot_be_read_keeps_the_last_good_one() {
     let permissive = world.workload("web");
     assert_eq!(permissive.mode, Mode::Permissive);
     assert!(permissive.epoch > strict.epoch);
+    world.apply(&with("srtict"));
+    assert_eq!(world.workload("web").mode, Mode::Permissive);
+}
+
+#[test]
+fn a_value_that_cannot_be_read_is_the_strictest_where_no_good_one_is_known() {
+    let bad = LABELLED.replace(
+        "'true'}",
+        "'true', podveil.io/mode: Strict, podveil.io/external: none, podveil.io/pod-opt-out: no one}",
+    );
+    let out = bad.replace(
+        "addresses",
+        "labels: {io.cilium/mtls-enabled: 'false'}, addresses",
+    );
+    // Also where the namespace was there before: unlabelled, it had no setting of consequence.
+    for before in [None, Some(UNLABELLED)] {
+        let mut world = World::new();
+        before.map(|before| world.apply(before));
+        world.apply(&out);
+        let web = world.workload("web");
+        assert_eq!((web.mode, web.external), (Mode::Strict, External::Refuse));
+        assert_eq!(web.stage, Stage::Wanted, "it may not opt out");
+        let namespaces = world.index.status(world.now).namespaces;
+        let conditions = namespaces.first_key_value().unwrap().1;
+        assert_eq!(conditions.len(), 3);
+        assert!(
+            conditions
+                .iter()
+                .all(|text| text.ends_with("the strictest counts"))
+        );
+    }
+    // Of before a restart the mode is known, and nothing else.
+    let mut world = mandatory();
+    world.apply(LABELLED);
+    let mut world = World::restored(world.index.saved());
+    world.apply(&bad);
+    let web = world.workload("web");
+    assert_eq!(
+        (web.mode, web.external),
+        (Mode::Permissive, External::Refuse)
+    );
 }
 
 #[test]
@@ -654,29 +698,85 @@ workloads:
 #[test]
 fn it_has_let_go_when_nothing_is_enrolled_and_no_node_captures() {
     let mut world = mandatory();
-    assert!(!world.index.has_let_go(world.now));
+    let waits_for = |world: &World| world.index.letting_go(world.now).to_string();
+    assert!(waits_for(&world).starts_with("1 pod still enrolled"));
     world.apply(UNLABELLED);
     world.report_all(&["web"]);
     assert_eq!(world.stage("web"), Stage::None);
-    assert!(
-        !world.index.has_let_go(world.now),
-        "the node still captures"
-    );
-    world.report("n1", Module::Redirect, &[("web", Condition::Releasing)]);
-    assert!(
-        !world.index.has_let_go(world.now),
-        "its rules stand until the last connection has ended"
-    );
+    // Its rules stand until the last connection has ended.
+    for condition in [Condition::Ready, Condition::Releasing] {
+        world.report("n1", Module::Redirect, &[("web", condition)]);
+        assert!(waits_for(&world).contains("redirect on n1: 1 pod still captured"));
+    }
     world.report("n1", Module::Redirect, &[("web", Condition::Released)]);
-    assert!(world.index.has_let_go(world.now));
+    world.report("n2", Module::Redirect, &[]);
+    assert_eq!(world.index.letting_go(world.now).done(), Some(Done::All));
     // A program that has not heard of it would leave its folders behind.
-    for (knows, has_let_go) in [(false, false), (true, true)] {
+    for (knows, expected) in [(false, None), (true, Some(Done::All))] {
         let node = "n1".parse().unwrap();
         let report = Report {
             uninstalling: Some(knows),
             ..Report::default()
         };
         world.index.report(world.now, &node, Module::Proxy, report);
-        assert_eq!(world.index.has_let_go(world.now), has_let_go);
+        assert_eq!(world.index.letting_go(world.now).done(), expected);
     }
+}
+
+#[test]
+fn a_silent_node_that_captured_is_waited_for_until_it_is_gone() {
+    let mut world = mandatory();
+    world.apply(UNLABELLED);
+    // The redirect module of n1 says nothing more; all others have let go.
+    for silent in [false, true] {
+        if silent {
+            world.advance(SILENCE + Duration::from_secs(1));
+        }
+        world.report("n1", Module::Proxy, &[]);
+        for module in Module::ALL {
+            world.report("n2", module, &[]);
+        }
+    }
+    assert_eq!(world.stage("web"), Stage::None);
+    let left = world.index.letting_go(world.now);
+    assert_eq!(left.done(), Some(Done::ExceptSilent));
+    assert_eq!(
+        left.to_string(),
+        "redirect on n1, silent: 1 pod still captured"
+    );
+    world.apply_with(UNLABELLED, |cluster| {
+        cluster.nodes.remove(&"n1".parse().unwrap());
+    });
+    world.advance(Duration::from_millis(1));
+    assert_eq!(world.index.letting_go(world.now).done(), Some(Done::All));
+}
+
+#[test]
+fn a_node_that_was_never_heard_is_waited_for_where_our_program_is() {
+    let own = "
+namespaces: [{name: shop}, {name: podveil-system}]
+workloads:
+- {name: node-2, namespace: podveil-system, uid: node-2, node: n2, serviceAccount: podveil-node, hostNetwork: true, addresses: [172.30.0.2]}
+";
+    let mut world = World::new();
+    let mut apply = |text: &str| {
+        world.apply_with(text, |cluster| {
+            let own = "podveil-system".parse().unwrap();
+            if let Some(namespace) = cluster.namespaces.get_mut(&own) {
+                Arc::make_mut(namespace).own = true;
+            }
+        });
+        world.advance(SILENCE + Duration::from_secs(1));
+        world.index.letting_go(world.now)
+    };
+    // Nothing of ours was ever there: a node that the chart leaves out.
+    assert_eq!(apply(UNLABELLED).done(), Some(Done::All));
+    let left = apply(own);
+    assert_eq!(left.done(), Some(Done::ExceptSilent));
+    assert!(
+        left.to_string()
+            .contains("redirect on n2, silent: has not reported"),
+        "{left}"
+    );
+    assert!(!left.to_string().contains("n1"), "{left}");
 }

@@ -129,6 +129,7 @@ pub(crate) fn cilium_encrypts(object: core::ConfigMap) -> Option<CiliumEncrypts>
 
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct Marker {
+    /// Since when it asks, or asks no longer: how far it is is written to the same object.
     pub version: u64,
     /// Podveil is to let go.
     pub asked: bool,
@@ -137,6 +138,12 @@ pub(crate) struct Marker {
 impl Kept for Marker {
     fn same(&self, other: &Self) -> bool {
         self.asked == other.asked
+    }
+
+    fn follow(&mut self, before: &Self) {
+        if self.same(before) {
+            self.version = before.version;
+        }
     }
 }
 

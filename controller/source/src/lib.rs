@@ -17,6 +17,7 @@ mod config;
 mod file;
 mod parse;
 mod policy;
+mod ports;
 mod rules;
 mod watch;
 
@@ -26,5 +27,6 @@ pub use cluster::{
 };
 pub use config::SourceConfig;
 pub use parse::{Fault, ParseError, parse};
+pub use ports::{BadPorts, ports, shortened};
 pub use rules::{BadLabel, Defaults, NotEnrolled, Rules};
 pub use watch::{FileSource, LoadError, Status, load};

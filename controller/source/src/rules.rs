@@ -42,6 +42,14 @@ pub struct Rules {
     pub pod_opt_out: bool,
 }
 
+impl Rules {
+    /// What counts where a value cannot be read and no good one is known: nobody is let out or let in by a typing error.
+    pub const STRICTEST: Self = Self {
+        mode: Mode::Strict,
+        pod_opt_out: false,
+    };
+}
+
 impl Defaults {
     pub fn rules(self) -> Rules {
         Rules {
@@ -98,10 +106,11 @@ impl Namespace {
         self.one_of(labels::POD_OPT_OUT, [("allow", true), ("refuse", false)])
     }
 
-    /// A value that cannot be read keeps the last good one; the faults say which.
+    /// A value that cannot be read counts as in `last`, the rules of the namespace while it was enrolled before, else as
+    /// in [`Rules::STRICTEST`]; the faults say which.
     pub fn rules(&self, last: Option<Rules>, defaults: Defaults) -> (Rules, Vec<BadLabel>) {
         let defaults = defaults.rules();
-        let last = last.unwrap_or(defaults);
+        let last = last.unwrap_or(Rules::STRICTEST);
         let mut bad = Vec::new();
         let rules = Rules {
             mode: read(self.mode(), defaults.mode, last.mode, &mut bad),
@@ -226,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_comes_before_the_default_and_a_bad_one_keeps_the_last_good() {
+    fn a_label_comes_before_the_default_and_a_bad_one_keeps_the_last_good_or_is_the_strictest() {
         let strict: Defaults =
             serde_json::from_value(serde_json::json!({"mode": "strict", "pod_opt_out": "refuse"}))
                 .unwrap();
@@ -242,6 +251,8 @@ mod tests {
         let bad = namespace(&[(labels::MODE, "Strict"), (labels::POD_OPT_OUT, "no")]);
         let (rules, faults) = bad.rules(Some(Rules::default()), strict);
         assert_eq!((rules, faults.len()), (Rules::default(), 2));
+        let (rules, _) = bad.rules(None, Defaults::default());
+        assert_eq!(rules, Rules::STRICTEST, "no good one is known");
         assert_eq!(
             faults[0].to_string(),
             r#"label podveil.io/mode is "Strict", not "permissive" or "strict""#

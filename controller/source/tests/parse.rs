@@ -220,3 +220,44 @@ workloads: [{{name: a, namespace: s, uid: u, node: n, serviceAccount: a, labels:
         );
     }
 }
+
+/// The page is the example: what it shows is taken, and it shows every key that there is.
+#[test]
+fn the_page_shows_every_key_and_all_of_it_is_taken() {
+    let page = include_str!("../../../docs/cluster-file.md");
+    let (_, rest) = page.split_once("```yaml\n").unwrap();
+    let (example, _) = rest.split_once("```").unwrap();
+    let cluster = one(example).unwrap();
+    assert_eq!(cluster.services[0].endpoints.len(), 1);
+    assert_eq!(cluster.policies[0].workloads.len(), 1);
+    // The types name what they know where a key is none of theirs.
+    let mut sections = 0;
+    for (at, line) in example.lines().enumerate() {
+        let key = line.trim_start_matches([' ', '-']);
+        let indent = line.len() - key.len();
+        if key.is_empty() || key.starts_with('#') {
+            continue;
+        }
+        let mut lines: Vec<_> = example.lines().map(str::to_owned).collect();
+        lines.insert(at, format!("{}{key}", line.get(..indent).unwrap()));
+        let (name, _) = key.split_once(':').unwrap();
+        lines[at] = lines[at].replacen(name, "noSuchKey", 1);
+        lines[at + 1] = format!("{}{key}", " ".repeat(indent));
+        let Err(error) = one(&lines.join("\n")) else {
+            continue;
+        };
+        let error = error.to_string();
+        let Some((_, known)) = error.split_once("expected ") else {
+            continue;
+        };
+        sections += 1;
+        for known in known.split(['`', '"', '\'']).skip(1).step_by(2) {
+            let shown = example.lines().any(|line| {
+                let line = line.trim_start_matches([' ', '-']);
+                line.starts_with(&format!("{known}:"))
+            });
+            assert!(shown, "the page does not show {known}");
+        }
+    }
+    assert!(sections > 20, "{sections} keys were tried");
+}

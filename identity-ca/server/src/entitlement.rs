@@ -32,7 +32,7 @@ pub struct Entitlements {
     by_node: HashMap<KubernetesName, HashMap<WorkloadIdentity, Standing>>,
     /// What each pod by itself has; the grace is its own, not that of others with its identity.
     pods: HashMap<Uid, (KubernetesName, WorkloadIdentity, Standing)>,
-    /// A value that cannot be read keeps the last good one, as with the controller.
+    /// Of labelled namespaces. A value that cannot be read keeps the last good one, as with the controller.
     rules: HashMap<KubernetesName, Rules>,
     programs: HashSet<ProgramIdentity>,
     /// Pods of [`Programs::Pods`] that are not finished.
@@ -197,7 +197,8 @@ impl Entitlements {
 }
 
 fn rules(cluster: &Cluster, before: Option<&Entitlements>) -> HashMap<KubernetesName, Rules> {
-    let read = cluster.namespaces.iter().map(|(name, namespace)| {
+    let labelled = (cluster.namespaces.iter()).filter(|(_, namespace)| namespace.is_labelled());
+    let read = labelled.map(|(name, namespace)| {
         let last = before.and_then(|before| before.rules.get(name).copied());
         (name.clone(), namespace.rules(last, cluster.defaults).0)
     });
@@ -372,8 +373,8 @@ mod tests {
         let first = read(&cluster(BAD, OPT_OUT), None, now);
         assert_eq!(
             check(&first, "n1", WEB, now),
-            Err(NotEntitled::NotEnrolled),
-            "permissive where nothing was known before"
+            Ok(()),
+            "the strictest where no good one is known"
         );
     }
 

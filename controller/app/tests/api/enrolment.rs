@@ -92,7 +92,7 @@ pub async fn bad_input_has_an_answer_and_harms_nobody_else(
                 .annotations(json!({"podveil.io/exclude-inbound-ports": "80-90"})),
         )
         .await?;
-    // Broken label values: said on the namespace, and the last good one stays.
+    // Broken label values: said on the namespace, and the strictest counts where no good one is known.
     world
         .event("", "typo", "BadSetting", r#""yes", not "true" or "false""#)
         .await?;
@@ -114,7 +114,7 @@ pub async fn bad_input_has_an_answer_and_harms_nobody_else(
             .map(|one| (one.stage, one.mode))
     };
     ensure!(stage(&typo) == Some((Stage::None, Mode::Permissive)));
-    ensure!(stage(&mode) == Some((Stage::Mandatory, Mode::Permissive)));
+    ensure!(stage(&mode) == Some((Stage::Mandatory, Mode::Strict)));
 
     // Two pods that claim one address: the newer has it, the other is told.
     objects.namespace("thief", json!({})).await?;

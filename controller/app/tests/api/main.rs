@@ -9,6 +9,7 @@ mod node;
 mod objects;
 mod replicas;
 mod traps;
+mod uninstall;
 mod world;
 
 use world::World;
@@ -43,6 +44,8 @@ async fn the_controller_on_a_real_api_server() -> anyhow::Result<()> {
         replicas::both_replicas_reach_the_same_states,
         replicas::a_node_that_changes_replica_gets_only_what_changed,
         replicas::pods_that_flap_make_no_storm_of_events_and_one_replica_writes_them,
+        // Last: it takes a node away.
+        uninstall::a_silent_node_is_waited_for_and_named,
     );
     anyhow::ensure!(failed.is_empty(), "failed: {failed:?}");
     Ok(())
