@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+use hyper_timeout::TimeoutConnector;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kube::Client;
@@ -14,8 +15,25 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 3;
 const UNACKNOWLEDGED: Duration = Duration::from_secs(25);
-/// Until an answer begins; a watch's begins at once.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long the API server may say nothing, where its machine answers for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Until an answer begins; a watch's begins at once.
+    pub answer: Duration,
+    /// In an answer. A watch brings a bookmark about once a minute: one that is silent for longer is dead, and is followed
+    /// again from where it was.
+    pub silence: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            answer: Duration::from_secs(60),
+            silence: Duration::from_secs(100),
+        }
+    }
+}
 
 /// Why there is no way to the API server: always for the operator to mend.
 #[derive(Debug, thiserror::Error)]
@@ -35,10 +53,14 @@ pub async fn client() -> Result<Client, ClientError> {
     let config = Config::infer()
         .await
         .map_err(|error| ClientError::Infer(Box::new(error)))?;
-    client_of(&config).map_err(|error| ClientError::Make(Box::new(error)))
+    client_of(&config, Patience::default()).map_err(|error| ClientError::Make(Box::new(error)))
 }
 
-fn client_of(config: &Config) -> kube::Result<Client> {
+/// A client of the API server that `config` names.
+///
+/// # Errors
+/// If its certificates or keys cannot be read.
+pub fn client_of(config: &Config, patience: Patience) -> kube::Result<Client> {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -47,12 +69,16 @@ fn client_of(config: &Config) -> kube::Result<Client> {
     connector.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
     connector.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
     let connector = config.rustls_https_connector_with_connector(connector)?;
+    let mut connector = TimeoutConnector::new(connector);
+    connector.set_read_timeout(Some(patience.silence));
+    // A connection that was idle has all of it for its next answer.
+    connector.set_reset_reader_on_write(true);
     let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
         .build::<_, Body>(connector);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
-        .timeout(ANSWER_TIMEOUT)
+        .timeout(patience.answer)
         .map_err(BoxError::from)
         .service(http);
     Ok(Client::new(service, config.default_namespace.clone()))

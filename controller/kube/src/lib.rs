@@ -29,7 +29,7 @@ mod source;
 mod table;
 
 pub use backends::Backend;
-pub use client::{ClientError, client};
+pub use client::{ClientError, Patience, client, client_of};
 pub use k8s_openapi;
 pub use kube;
 pub use lease::{Election, LEASE_DURATION, Standing};

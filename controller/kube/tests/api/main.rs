@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The source against a real API server: Kubernetes' traps, one test each.
 
+mod relay;
 mod world;
 
 use podveil_source::{Phase, Pod, Target};
 use serde_json::json;
 use std::sync::Arc;
-use world::{World, named};
+use std::time::Instant;
+use world::{PATIENCE, World, named};
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "cluster"]
@@ -18,6 +20,7 @@ async fn the_cluster_is_read_as_it_behaves() {
     endpoints_come_from_all_slices(&world).await;
     absurd_objects_are_cut_down(&world).await;
     a_label_is_seen_and_its_removal(&world).await;
+    a_watch_that_is_dead_or_gone_is_followed_again_and_nothing_else_changes(&mut world).await;
     a_server_that_dies_changes_nothing_and_is_said(&mut world).await;
 }
 
@@ -208,6 +211,62 @@ async fn a_label_is_seen_and_its_removal(world: &World) {
             wants(cluster).filter(|wants| !wants)
         })
         .await;
+}
+
+/// The API server's machine answers for it, and it says nothing; and one that has forgotten where the watch was.
+async fn a_watch_that_is_dead_or_gone_is_followed_again_and_nothing_else_changes(
+    world: &mut World,
+) {
+    world.namespace("relayed", json!({})).await;
+    world.pod("relayed", "stays", json!({})).await;
+    world.pod("relayed", "goes", json!({})).await;
+    let far = world.relayed().await;
+    let before = far
+        .until("both", |cluster| {
+            named(cluster, "goes").and_then(|_| named(cluster, "stays"))
+        })
+        .await;
+
+    // Nothing is said any more on what is open, and nobody is told.
+    far.relay.stall();
+    let stalled = Instant::now();
+    world.pod("relayed", "comes", json!({})).await;
+    far.until("seen in spite of it", |cluster| named(cluster, "comes"))
+        .await;
+    println!(
+        "a dead watch is followed again after {:.1?}",
+        stalled.elapsed()
+    );
+    assert!(
+        stalled.elapsed() < 4 * PATIENCE.silence,
+        "{:?}",
+        stalled.elapsed()
+    );
+
+    // While it is away things change, and the server forgets how.
+    let version = far.cluster().version;
+    far.relay.close();
+    far.until_status("a fault", |status| status.error.is_some())
+        .await;
+    world.delete_pod("relayed", "goes").await;
+    world.kill_server();
+    world.resume_server();
+    assert_eq!(
+        world.watch_from(version).await,
+        Some(410),
+        "it has not forgotten"
+    );
+    far.relay.open();
+    let after = far
+        .until("the list is read again", |cluster| {
+            match named(cluster, "goes") {
+                None => named(cluster, "stays"),
+                Some(_) => None,
+            }
+        })
+        .await;
+    // What has not changed is what it was: nothing of it is told again.
+    assert!(Arc::ptr_eq(&before, &after));
 }
 
 async fn a_server_that_dies_changes_nothing_and_is_said(world: &mut World) {

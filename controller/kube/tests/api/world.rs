@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //! An API server, a source that follows it, and objects as JSON.
 
+use crate::relay::Relay;
+use futures::StreamExt as _;
 use podveil_cluster::{ApiServer, Controllers};
 use podveil_kube::k8s_openapi::api::core::v1 as core;
 use podveil_kube::k8s_openapi::api::discovery::v1::EndpointSlice;
-use podveil_kube::kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use podveil_kube::kube::api::{
+    DeleteParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams,
+};
 use podveil_kube::kube::config::{KubeConfigOptions, Kubeconfig};
 use podveil_kube::kube::{Api, Client, Config};
-use podveil_kube::{KubeOptions, KubeSource, Scope};
+use podveil_kube::{KubeOptions, KubeSource, Patience, Scope};
 use podveil_source::{Cluster, Pod, Status};
 use serde_json::{Value, json};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -18,33 +23,33 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 /// Far above what any step takes; reached only when a state never comes.
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// Of clients that a test takes the server from: none waits for long.
+pub const PATIENCE: Patience = Patience {
+    answer: Duration::from_secs(5),
+    silence: Duration::from_secs(4),
+};
+
 pub struct World {
     server: ApiServer,
     client: Client,
+    source: Followed,
+}
+
+/// A source, as it is seen.
+pub struct Followed {
     cluster: watch::Receiver<Option<Arc<Cluster>>>,
     status: watch::Receiver<Status>,
     _stop: DropGuard,
 }
 
-pub fn named(cluster: &Cluster, name: &str) -> Option<Arc<Pod>> {
-    cluster.pods.iter().find(|pod| &*pod.name == name).cloned()
+/// A source with something between it and the server.
+pub struct Relayed {
+    pub relay: Relay,
+    source: Followed,
 }
 
-fn object<T: serde::de::DeserializeOwned>(value: Value) -> T {
-    serde_json::from_value(value).unwrap()
-}
-
-impl World {
-    pub async fn start() -> Self {
-        let server =
-            tokio::task::spawn_blocking(|| ApiServer::start_with(Controllers::None).unwrap())
-                .await
-                .unwrap();
-        let kubeconfig = Kubeconfig::read_from(server.kubeconfig()).unwrap();
-        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-            .await
-            .unwrap();
-        let client = Client::try_from(config).unwrap();
+impl Followed {
+    fn start(client: Client) -> Self {
         let stop = CancellationToken::new();
         let options = KubeOptions {
             trust_domain: podveil_identity::TrustDomain::new("cluster.local").unwrap(),
@@ -53,24 +58,12 @@ impl World {
             defaults: Default::default(),
             take_over: false,
         };
-        let source = KubeSource::start(client.clone(), options, stop.clone());
-        let world = Self {
-            server,
-            client,
+        let source = KubeSource::start(client, options, stop.clone());
+        Self {
             cluster: source.cluster(),
             status: source.status(),
             _stop: stop.drop_guard(),
-        };
-        let nodes: Api<core::Node> = Api::all(world.client.clone());
-        let node =
-            object(json!({"metadata": {"name": "n1"}, "spec": {"podCIDRs": ["10.244.0.0/24"]}}));
-        nodes.create(&PostParams::default(), &node).await.unwrap();
-        world
-            .until("the first state", |cluster| {
-                (!cluster.nodes.is_empty()).then_some(())
-            })
-            .await;
-        world
+        }
     }
 
     pub fn cluster(&self) -> Arc<Cluster> {
@@ -104,6 +97,91 @@ impl World {
             .await
             .unwrap_or_else(|_| panic!("not in time: {what}"))
             .unwrap();
+    }
+}
+
+impl Deref for World {
+    type Target = Followed;
+
+    fn deref(&self) -> &Followed {
+        &self.source
+    }
+}
+
+impl Deref for Relayed {
+    type Target = Followed;
+
+    fn deref(&self) -> &Followed {
+        &self.source
+    }
+}
+
+pub fn named(cluster: &Cluster, name: &str) -> Option<Arc<Pod>> {
+    cluster.pods.iter().find(|pod| &*pod.name == name).cloned()
+}
+
+fn object<T: serde::de::DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+impl World {
+    pub async fn start() -> Self {
+        let server =
+            tokio::task::spawn_blocking(|| ApiServer::start_with(Controllers::None).unwrap())
+                .await
+                .unwrap();
+        let kubeconfig = Kubeconfig::read_from(server.kubeconfig()).unwrap();
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+            .await
+            .unwrap();
+        let client = Client::try_from(config).unwrap();
+        let world = Self {
+            server,
+            source: Followed::start(client.clone()),
+            client,
+        };
+        let nodes: Api<core::Node> = Api::all(world.client.clone());
+        let node =
+            object(json!({"metadata": {"name": "n1"}, "spec": {"podCIDRs": ["10.244.0.0/24"]}}));
+        nodes.create(&PostParams::default(), &node).await.unwrap();
+        world
+            .until("the first state", |cluster| {
+                (!cluster.nodes.is_empty()).then_some(())
+            })
+            .await;
+        world
+    }
+
+    /// Another source, by way of a relay.
+    pub async fn relayed(&self) -> Relayed {
+        let address = self.server.url().strip_prefix("https://").unwrap();
+        let relay = Relay::start(address.parse().unwrap()).await;
+        let kubeconfig = Kubeconfig::read_from(self.server.kubeconfig()).unwrap();
+        let options = KubeConfigOptions::default();
+        let mut config = Config::from_custom_kubeconfig(kubeconfig, &options)
+            .await
+            .unwrap();
+        config.cluster_url = format!("https://{}", relay.address).parse().unwrap();
+        let client = podveil_kube::client_of(&config, PATIENCE).unwrap();
+        Relayed {
+            relay,
+            source: Followed::start(client),
+        }
+    }
+
+    /// The code of the error by which a watch of pods from this version on begins, if it does.
+    pub async fn watch_from(&self, version: u64) -> Option<u16> {
+        let pods: Api<core::Pod> = Api::all(self.client.clone());
+        let params = WatchParams::default().timeout(5);
+        let mut events = match pods.watch(&params, &version.to_string()).await {
+            Ok(events) => events.boxed(),
+            Err(podveil_kube::kube::Error::Api(status)) => return Some(status.code),
+            Err(error) => panic!("{error}"),
+        };
+        match events.next().await {
+            Some(Ok(WatchEvent::Error(status))) => Some(status.code),
+            _ => None,
+        }
     }
 
     pub async fn namespace(&self, name: &str, labels: Value) {
