@@ -7,7 +7,7 @@ use crate::saved::{self, SavedError};
 use crate::source::Source;
 use crate::{backends, caller, events, status, uninstall};
 use podveil_ca_client::ProgramCredentials;
-use podveil_ca_client::transport::{incoming, server_configs};
+use podveil_ca_client::transport::{Refusals, incoming, server_configs};
 use podveil_ca_client::verify::Expected;
 use podveil_identity::{IdentityError, TrustDomain};
 use podveil_index::{Saved, Start};
@@ -198,6 +198,7 @@ impl Controller {
             source.cluster.clone(),
             stop.clone(),
         );
+        let refusals = Arc::<Refusals>::default();
         let configs = server_configs(&credentials, Expected::AnyProgram, false);
         let serve = tonic::transport::Server::builder()
             .max_concurrent_streams(MAX_STREAMS)
@@ -209,7 +210,7 @@ impl Controller {
             .add_service(discovery)
             .add_service(reports)
             .serve_with_incoming_shutdown(
-                incoming(listener, configs),
+                incoming(listener, configs, refusals.clone()),
                 stop.clone().cancelled_owned(),
             );
         tasks.spawn(serve_until(serve, stop.clone()));
@@ -222,7 +223,7 @@ impl Controller {
             tasks,
         };
         controller
-            .serve_http(index, &source, publisher, credentials, stop)
+            .serve_http(index, &source, publisher, refusals, credentials, stop)
             .await
     }
 
@@ -231,11 +232,13 @@ impl Controller {
         index: Shared,
         source: &Source,
         publisher: Publisher,
+        refusals: Arc<Refusals>,
         credentials: ProgramCredentials,
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
         let registry = prometheus::Registry::new();
-        let metrics = Metrics::new(index.clone(), source.status.clone(), publisher.clone())
+        let seen = source.status.clone();
+        let metrics = Metrics::new(index.clone(), seen, publisher.clone(), refusals)
             .map_err(StartError::Metrics)?;
         registry
             .register(Box::new(metrics))

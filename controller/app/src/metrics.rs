@@ -2,12 +2,14 @@
 //! Metrics, read from the index when they are asked for; nothing is counted twice.
 
 use crate::keeper::Shared;
+use podveil_ca_client::transport::Refusals;
 use podveil_model::Stage;
 use podveil_source::Status;
 use podveil_xds_server::Publisher;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{IntGauge, IntGaugeVec, Opts};
+use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts};
+use std::sync::Arc;
 use tokio::sync::watch;
 
 const STAGES: [Stage; 6] = [
@@ -24,8 +26,10 @@ pub(crate) struct Metrics {
     index: Shared,
     source: watch::Receiver<Status>,
     publisher: Publisher,
+    connections: Arc<Refusals>,
     conditions: IntGauge,
     programs: IntGaugeVec,
+    refused_connections: IntCounterVec,
     snapshot: IntGauge,
     source_broken: IntGauge,
     workloads: IntGaugeVec,
@@ -36,11 +40,20 @@ impl Metrics {
         index: Shared,
         source: watch::Receiver<Status>,
         publisher: Publisher,
+        connections: Arc<Refusals>,
     ) -> Result<Self, prometheus::Error> {
         Ok(Self {
             index,
             source,
             publisher,
+            connections,
+            refused_connections: IntCounterVec::new(
+                Opts::new(
+                    "podveil_controller_connections_refused_total",
+                    "Connections of programs that were closed before their first request, by reason.",
+                ),
+                &["reason"],
+            )?,
             conditions: IntGauge::new(
                 "podveil_controller_conditions",
                 "Settings and claims that could not be taken as they were written.",
@@ -70,10 +83,11 @@ impl Metrics {
         })
     }
 
-    fn collectors(&self) -> [&dyn Collector; 5] {
+    fn collectors(&self) -> [&dyn Collector; 6] {
         [
             &self.conditions,
             &self.programs,
+            &self.refused_connections,
             &self.snapshot,
             &self.source_broken,
             &self.workloads,
@@ -97,6 +111,11 @@ impl Metrics {
             self.programs
                 .with_label_values(&[module.module.to_string().as_str(), state])
                 .inc();
+        }
+        self.refused_connections.reset();
+        for (reason, count) in self.connections.read() {
+            let counter = self.refused_connections.with_label_values(&[reason]);
+            counter.inc_by(count);
         }
         self.snapshot
             .set(i64::try_from(self.publisher.version().number).unwrap_or(i64::MAX));

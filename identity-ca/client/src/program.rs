@@ -57,6 +57,10 @@ impl ProgramCredentials {
             shared: Arc::new(Shared::new(config.trust_domain.clone())),
         };
         let kept = this.clone();
+        // Once, and not whenever something is stored: a folder that was removed at the end of an uninstallation stays so.
+        if let Err(error) = std::fs::create_dir_all(&config.state_dir) {
+            tracing::error!(%error, "nothing can be stored in the state directory");
+        }
         tokio::spawn(async move {
             let keep = async {
                 tokio::join!(

@@ -7,8 +7,8 @@ mod sources;
 
 pub use channel::{ConnectError, channel};
 pub(crate) use channel::{Shown, lazy};
-pub use incoming::{Peer, TlsConnection, incoming};
-pub use sources::{Place, Sources};
+pub use incoming::{Peer, Refusals, TlsConnection, incoming};
+pub use sources::{Place, Places, Sources};
 
 use crate::verify::{self, Expected, Verifier};
 use crate::{Credentials, ProgramCredentials, Svid, TrustBundle};

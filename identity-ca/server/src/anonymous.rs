@@ -32,7 +32,7 @@ pub struct Bounded<T> {
 #[derive(Debug)]
 struct Anonymous {
     end: Pin<Box<Sleep>>,
-    _place: (OwnedSemaphorePermit, Place),
+    _place: (OwnedSemaphorePermit, Place<IpAddr>),
 }
 
 /// `connections`, of which those without a certificate are bounded in number and time.
@@ -61,7 +61,7 @@ struct Places {
 }
 
 impl Places {
-    fn take(&self, address: IpAddr) -> Option<(OwnedSemaphorePermit, Place)> {
+    fn take(&self, address: IpAddr) -> Option<(OwnedSemaphorePermit, Place<IpAddr>)> {
         let place = self.sources.place(address)?;
         let one = self.all.clone().try_acquire_owned().ok()?;
         Some((one, place))

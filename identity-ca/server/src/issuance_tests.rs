@@ -346,7 +346,7 @@ async fn each_refusal_is_counted_where_dashboards_look() {
     let issuance = &fixture.issuance;
     issuance
         .metrics
-        .observe(issuance.ledger.clone(), Consumers::new());
+        .observe(issuance.ledger.clone(), Consumers::new(), Arc::default());
     fixture.entitlements.send_replace(entitlements("n1"));
     fixture.workload(N1, WEB).await.unwrap();
     fixture.workload(N2, WEB).await.unwrap_err();

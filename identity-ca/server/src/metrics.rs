@@ -3,6 +3,7 @@ use crate::consumers::Consumers;
 use crate::ledger::{Ledger, Snapshot};
 use crate::refusal::Refusal;
 use crate::rotation::Presence;
+use podveil_ca_client::transport;
 use podveil_ca_issuer::Authority;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
@@ -73,8 +74,18 @@ impl Metrics {
     }
 
     /// From now on, what is read at the moment of the scrape too.
-    pub fn observe(&self, ledger: Arc<Ledger>, consumers: Arc<Consumers>) {
-        register(&self.registry, State { ledger, consumers });
+    pub fn observe(
+        &self,
+        ledger: Arc<Ledger>,
+        consumers: Arc<Consumers>,
+        connections: Arc<transport::Refusals>,
+    ) {
+        let state = State {
+            ledger,
+            consumers,
+            connections,
+        };
+        register(&self.registry, state);
     }
 
     pub fn registry(&self) -> Registry {
@@ -122,6 +133,7 @@ fn register(registry: &Registry, collector: impl Collector + 'static) {
 struct State {
     ledger: Arc<Ledger>,
     consumers: Arc<Consumers>,
+    connections: Arc<transport::Refusals>,
 }
 
 impl Collector for State {
@@ -168,8 +180,21 @@ impl Collector for State {
                 gauge.set(value);
                 gauge.collect()
             })
+            .chain(refused_connections(&self.connections))
             .collect()
     }
+}
+
+fn refused_connections(connections: &transport::Refusals) -> Vec<MetricFamily> {
+    let opts = Opts::new(
+        "podveil_ca_connections_refused_total",
+        "Connections of programs that were closed before their first request, by reason.",
+    );
+    let counter = IntCounterVec::new(opts, &["reason"]).expect("a constant, valid name");
+    for (reason, count) in connections.read() {
+        counter.with_label_values(&[reason]).inc_by(count);
+    }
+    counter.collect()
 }
 
 fn gauges(snapshot: &Snapshot, now: SystemTime) -> Vec<(&'static str, &'static str, i64)> {

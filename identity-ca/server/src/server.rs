@@ -99,7 +99,8 @@ impl RunningCa {
 
         let ledger = open_ledger(&config, api.as_ref(), &trust_domain, &waiting, &stop).await?;
         let consumers = Consumers::new();
-        metrics.observe(ledger.clone(), consumers.clone());
+        let refusals = Arc::<transport::Refusals>::default();
+        metrics.observe(ledger.clone(), consumers.clone(), refusals.clone());
         let now = Instant::now().into_std();
         let own = OwnSvid::new(ledger.clone(), config.program_ttl.0)?;
         let credentials = own.credentials();
@@ -156,7 +157,7 @@ impl RunningCa {
         };
         let configs = transport::server_configs(&credentials, Expected::AnyProgram, true);
         servers.spawn(serve(
-            anonymous::bound(transport::incoming(listener, configs)),
+            anonymous::bound(transport::incoming(listener, configs, refusals)),
             CertificatesService(issuance),
             bundles,
             stop.clone(),

@@ -12,6 +12,7 @@ use podveil_identity::{KubernetesName, TrustDomain};
 use podveil_netns::cgroup::{CgroupError, Membership};
 use podveil_program::config::{self, ConfigError, Environment};
 use podveil_program::{HumanDuration, LogFormat};
+use podveil_state::Limits;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt::Display;
@@ -244,18 +245,19 @@ pub struct ProxySection {
 impl Default for ProxySection {
     fn default() -> Self {
         let seconds = |seconds| HumanDuration(Duration::from_secs(seconds));
+        let limits = Limits::default();
         Self {
-            hold_bound: seconds(5),
-            connect_timeout: seconds(10),
-            tls_timeout: seconds(10),
-            http2_timeout: seconds(10),
-            connect_response_timeout: seconds(20),
-            max_held_per_pod: 512,
-            max_connections_per_pod: 65_536,
+            hold_bound: HumanDuration(limits.hold_bound),
+            connect_timeout: HumanDuration(limits.connect_timeout),
+            tls_timeout: HumanDuration(limits.tls_timeout),
+            http2_timeout: HumanDuration(limits.h2_timeout),
+            connect_response_timeout: HumanDuration(limits.connect_response_timeout),
+            max_held_per_pod: limits.max_held,
+            max_connections_per_pod: limits.max_connections,
             backlog: 4096,
-            max_streams_per_tunnel: 100,
-            tunnel_idle_timeout: seconds(300),
-            max_tunnels_per_pod: 4096,
+            max_streams_per_tunnel: limits.max_streams_per_tunnel,
+            tunnel_idle_timeout: HumanDuration(limits.tunnel_idle),
+            max_tunnels_per_pod: limits.max_tunnels,
             take_over: false,
             drain_bound: seconds(25),
             max_traffic_series: 10_000,

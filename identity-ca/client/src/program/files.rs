@@ -82,7 +82,6 @@ pub(super) async fn store_bundle(config: &ProgramConfig, bundle: &TrustBundle) -
     let directory = config.state_dir.clone();
     let text = bundle.to_pem();
     let write = move || {
-        std::fs::create_dir_all(&directory)?;
         // Two processes of a node may share the directory.
         let new = directory.join(format!("{STORED_BUNDLE}.{}", std::process::id()));
         let mut file = std::fs::File::create(&new)?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-use super::sources::Sources;
+use super::sources::{Place, Places, Sources};
 use crate::{authority, verify};
 use podveil_identity::SpiffeId;
 use rustls::ServerConfig;
@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -25,6 +26,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_HANDSHAKES: usize = 1024;
 /// Of these from one address, so that one silent machine or pod does not take all; above it a new one is closed.
 const MAX_HANDSHAKES_PER_SOURCE: usize = 64;
+/// Connections of one identity: a node's programs need some four each, twice while one takes over, and those of before a
+/// reboot are noticed late. Above it a new one is closed, so that a stolen key takes no more than a node's share.
+const MAX_CONNECTIONS_PER_IDENTITY: usize = 32;
 /// After a failed `accept` (no descriptors left), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -41,49 +45,77 @@ pub struct TlsConnection {
     stream: TlsStream<TcpStream>,
     peer: Peer,
     expired: Option<Pin<Box<Sleep>>>,
+    /// Of its identity.
+    _place: Option<Place<SpiffeId>>,
+}
+
+/// Connections that did not come about, since the start.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    failed: AtomicU64,
+    identity: AtomicU64,
+    source: AtomicU64,
+}
+
+impl Refusals {
+    /// By reason, for a metric's label.
+    pub fn read(&self) -> [(&'static str, u64); 3] {
+        [
+            ("handshake_failed", &self.failed),
+            ("too_many_of_identity", &self.identity),
+            ("too_many_handshakes_of_source", &self.source),
+        ]
+        .map(|(reason, count)| (reason, count.load(Ordering::Relaxed)))
+    }
 }
 
 /// Accepts connections on `listener` and does their handshakes side by side, each within 5 s. `config` is asked for each
-/// connection; while it answers `None` connections are closed. A handshake that fails is logged and is no item; an item
-/// is never an error. The task behind it ends when the stream is dropped.
+/// connection; while it answers `None` connections are closed. A handshake that fails is counted in `refusals`, logged and is
+/// no item, like one above the bound of its identity; an item is never an error. The task behind it ends when the stream is
+/// dropped.
 pub fn incoming(
     listener: TcpListener,
     config: impl Fn() -> Option<Arc<ServerConfig>> + Send + 'static,
+    refusals: Arc<Refusals>,
 ) -> impl Stream<Item = io::Result<TlsConnection>> + Send {
     let (done, connections) = mpsc::channel(1);
-    tokio::spawn(accept(listener, config, done));
+    tokio::spawn(accept(listener, config, refusals, done));
     ReceiverStream::new(connections)
 }
 
 async fn accept(
     listener: TcpListener,
     config: impl Fn() -> Option<Arc<ServerConfig>> + Send + 'static,
+    refusals: Arc<Refusals>,
     done: mpsc::Sender<io::Result<TlsConnection>>,
 ) {
     let mut handshakes: JoinSet<Result<(), Refused>> = JoinSet::new();
+    let identities = Places::new(MAX_CONNECTIONS_PER_IDENTITY);
     let sources = Sources::new(MAX_HANDSHAKES_PER_SOURCE);
     let mut log = RefusalLog::default();
     loop {
         tokio::select! {
             () = done.closed() => return,
             Some(ended) = handshakes.join_next() => if let Ok(Err(refused)) = ended {
+                refusals.count(&refused.why);
                 log.refused(&refused);
             },
             accepted = listener.accept(), if handshakes.len() < MAX_HANDSHAKES => match accepted {
                 Ok((stream, address)) => {
                     let Some(config) = config() else { continue };
                     let Some(place) = sources.place(address.ip()) else {
-                        let error = io::Error::other("too many handshakes from this address");
-                        log.refused(&Refused { address, error });
+                        let refused = Refused { address, why: Why::TooManyOfSource };
+                        refusals.count(&refused.why);
+                        log.refused(&refused);
                         continue;
                     };
-                    let done = done.clone();
+                    let (done, identities) = (done.clone(), identities.clone());
                     handshakes.spawn(async move {
                         let _place = place;
-                        match handshake(stream, address, config).await {
+                        match handshake(stream, address, config, &identities).await {
                             // The receiver is gone only when the server is.
                             Ok(connection) => drop(done.send(Ok(connection)).await),
-                            Err(error) => return Err(Refused { address, error }),
+                            Err(why) => return Err(Refused { address, why }),
                         }
                         Ok(())
                     });
@@ -99,7 +131,28 @@ async fn accept(
 
 struct Refused {
     address: SocketAddr,
-    error: io::Error,
+    why: Why,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Why {
+    #[error("TLS handshake failed")]
+    Failed(#[from] io::Error),
+    #[error("{0} has {MAX_CONNECTIONS_PER_IDENTITY} connections already")]
+    TooManyOfIdentity(SpiffeId),
+    #[error("too many handshakes from this address")]
+    TooManyOfSource,
+}
+
+impl Refusals {
+    fn count(&self, why: &Why) {
+        let counter = match why {
+            Why::Failed(_) => &self.failed,
+            Why::TooManyOfIdentity(_) => &self.identity,
+            Why::TooManyOfSource => &self.source,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Anyone can make a handshake fail, so one line a second says so, with the number of those not written.
@@ -120,9 +173,9 @@ impl RefusalLog {
         }
         tracing::warn!(
             address = %refused.address,
-            error = authority::chain(&refused.error),
+            error = authority::chain(&refused.why),
             others = self.unwritten,
-            "TLS handshake failed"
+            "a connection was refused"
         );
         *self = Self {
             last: Some(Instant::now()),
@@ -135,10 +188,13 @@ async fn handshake(
     stream: TcpStream,
     address: SocketAddr,
     config: Arc<ServerConfig>,
-) -> io::Result<TlsConnection> {
+    identities: &Places<SpiffeId>,
+) -> Result<TlsConnection, Why> {
     stream.set_nodelay(true)?;
-    let stream =
-        tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream)).await??;
+    let accepted = TlsAcceptor::from(config).accept(stream);
+    let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, accepted)
+        .await
+        .map_err(io::Error::from)??;
     let leaf = match stream.get_ref().1.peer_certificates() {
         Some(certificates) => Some(verify::leaf(certificates).map_err(io::Error::other)?),
         None => None,
@@ -150,13 +206,20 @@ async fn handshake(
             .unwrap_or_default();
         Box::pin(tokio::time::sleep(left))
     });
+    let id = leaf.map(|leaf| leaf.id);
+    let place = match &id {
+        Some(id) => {
+            let place = identities.place(id.clone());
+            Some(place.ok_or_else(|| Why::TooManyOfIdentity(id.clone()))?)
+        }
+        // Whoever lets clients come without a certificate bounds them by their address.
+        None => None,
+    };
     Ok(TlsConnection {
         stream,
-        peer: Peer {
-            id: leaf.map(|leaf| leaf.id),
-            address,
-        },
+        peer: Peer { id, address },
         expired,
+        _place: place,
     })
 }
 

@@ -1,25 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Counts what each source has open, and holds each to a bound. An IPv6 source is its /64.
+/// Counts what each owner has open, and holds each to a bound.
 ///
 /// As large as the number of places taken.
-#[derive(Clone, Debug)]
-pub struct Sources {
+#[derive(Debug)]
+pub struct Places<K> {
     limit: usize,
-    open: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    open: Arc<Mutex<HashMap<K, usize>>>,
 }
 
 /// One place; given back when dropped.
 #[derive(Debug)]
-pub struct Place {
-    sources: Sources,
-    source: IpAddr,
+pub struct Place<K: Eq + Hash> {
+    places: Places<K>,
+    owner: K,
 }
 
+/// [`Places`] of addresses. An IPv6 source is its /64.
+#[derive(Clone, Debug)]
+pub struct Sources(Places<IpAddr>);
+
 impl Sources {
+    pub fn new(limit: usize) -> Self {
+        Self(Places::new(limit))
+    }
+
+    /// `None` where this source has all that one may have.
+    pub fn place(&self, address: IpAddr) -> Option<Place<IpAddr>> {
+        self.0.place(source(address))
+    }
+}
+
+impl<K: Eq + Hash> Places<K> {
     pub fn new(limit: usize) -> Self {
         Self {
             limit,
@@ -27,34 +43,44 @@ impl Sources {
         }
     }
 
-    /// `None` where this source has all that one may have.
-    pub fn place(&self, address: IpAddr) -> Option<Place> {
-        let source = source(address);
-        let mut open = self.open();
-        let taken = open.entry(source).or_default();
-        if *taken >= self.limit {
-            return None;
-        }
-        *taken += 1;
-        drop(open);
-        Some(Place {
-            sources: self.clone(),
-            source,
-        })
-    }
-
-    fn open(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+    fn open(&self) -> MutexGuard<'_, HashMap<K, usize>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Place {
+impl<K: Clone + Eq + Hash> Places<K> {
+    /// `None` where this owner has all that one may have.
+    pub fn place(&self, owner: K) -> Option<Place<K>> {
+        let mut open = self.open();
+        let taken = open.get(&owner).copied().unwrap_or_default();
+        if taken >= self.limit {
+            return None;
+        }
+        open.insert(owner.clone(), taken + 1);
+        drop(open);
+        Some(Place {
+            places: self.clone(),
+            owner,
+        })
+    }
+}
+
+impl<K> Clone for Places<K> {
+    fn clone(&self) -> Self {
+        Self {
+            limit: self.limit,
+            open: self.open.clone(),
+        }
+    }
+}
+
+impl<K: Eq + Hash> Drop for Place<K> {
     fn drop(&mut self) {
-        let mut open = self.sources.open();
-        if let Some(taken) = open.get_mut(&self.source) {
+        let mut open = self.places.open();
+        if let Some(taken) = open.get_mut(&self.owner) {
             *taken -= 1;
             if *taken == 0 {
-                open.remove(&self.source);
+                open.remove(&self.owner);
             }
         }
     }
@@ -87,6 +113,6 @@ mod tests {
         drop(first);
         let _again = place("10.0.0.1").unwrap();
         drop((_again, _second, _other, _v6));
-        assert!(sources.open().is_empty());
+        assert!(sources.0.open().is_empty());
     }
 }

@@ -85,7 +85,7 @@ impl FakeCa {
             .add_service(ProgramsServer::new(this.clone()))
             .add_service(TrustBundlesServer::new(this.clone()))
             .add_service(IstioCertificateServiceServer::new(this.clone()))
-            .serve_with_incoming(incoming(listener, config));
+            .serve_with_incoming(incoming(listener, config, Arc::default()));
         tokio::spawn(server);
         this
     }

@@ -3,7 +3,7 @@
 
 use crate::ca::{CA, HOUR, LeafSpec, NODE, TestCa, bundle, leaf, p256};
 use podveil_ca_client::transport::{
-    TlsConnection, channel, client_config, incoming, server_config,
+    Refusals, TlsConnection, channel, client_config, incoming, server_config,
 };
 use podveil_ca_client::verify::Expected;
 use podveil_ca_client::{Credentials, ProgramCredentials, Svid, TrustBundle};
@@ -26,6 +26,7 @@ struct Server {
     bundle: Arc<TrustBundle>,
     address: SocketAddr,
     connections: Pin<Box<dyn Stream<Item = io::Result<TlsConnection>> + Send>>,
+    refusals: Arc<Refusals>,
 }
 
 async fn server() -> Server {
@@ -38,11 +39,13 @@ async fn server() -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let config = move || Some(server_config(&credentials, Expected::AnyProgram, false));
+    let refusals = Arc::default();
     Server {
         ca,
         bundle,
         address,
-        connections: Box::pin(incoming(listener, config)),
+        connections: Box::pin(incoming(listener, config, Arc::clone(&refusals))),
+        refusals,
     }
 }
 
@@ -70,6 +73,35 @@ async fn a_client_that_says_nothing_holds_up_nobody() {
     let mut server = server().await;
     let _silent = TcpStream::connect(server.address).await.unwrap();
     let _client = server.connect(&server.ca.svid(NODE)).await.unwrap();
+    assert_eq!(id(&server.next().await), NODE);
+}
+
+#[tokio::test]
+async fn one_identity_has_no_more_than_its_share_of_connections() {
+    const SHARE: usize = 32;
+    let mut server = server().await;
+    let greedy = server.ca.svid(NODE);
+    let mut held = Vec::new();
+    for _ in 0..SHARE {
+        let client = server.connect(&greedy).await.unwrap();
+        held.push((client, server.next().await));
+    }
+    // The handshake of TLS 1.3 is over for the client before the server has judged.
+    let mut refused = server.connect(&greedy).await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(20), refused.read_u8());
+    assert!(ended.await.unwrap().is_err());
+    assert!(
+        server
+            .refusals
+            .read()
+            .contains(&("too_many_of_identity", 1))
+    );
+    let other = server.ca.svid("spiffe://cluster.local/podveil/controller");
+    let _other = server.connect(&other).await.unwrap();
+    server.next().await;
+    // One that ends gives its place to the next.
+    held.pop();
+    let _again = server.connect(&greedy).await.unwrap();
     assert_eq!(id(&server.next().await), NODE);
 }
 

@@ -20,7 +20,17 @@ pub struct Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.directory);
+        self.stop.cancel();
+        // A bundle that is being stored may come between the removal of the files and that of their folder.
+        const TRIES: u32 = 1000;
+        for _ in 0..TRIES {
+            match std::fs::remove_dir_all(&self.directory) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    std::thread::yield_now();
+                }
+                _ => return,
+            }
+        }
     }
 }
 
