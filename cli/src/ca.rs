@@ -59,15 +59,17 @@ pub async fn connect(socket: &Path) -> anyhow::Result<CaAdmin> {
         )?;
     Ok(CaAdmin {
         client: AdminClient::new(channel),
-        replica: socket.display().to_string(),
+        found: socket.display().to_string(),
+        replica: None,
     })
 }
 
 /// What the CA says about itself.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct CaStatus {
-    /// The replica that answered.
-    pub replica: String,
+    /// The replica that answered; not known where it was asked by its socket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replica: Option<String>,
     pub trust_domain: String,
     pub bundle_sequence: u64,
     pub certificate_generation: u64,
@@ -108,14 +110,14 @@ impl CaAdmin {
             .client
             .status(StatusRequest {})
             .await
-            .with_context(|| format!("asking the CA ({}) for its status", self.replica))?
+            .with_context(|| format!("asking the CA ({}) for its status", self.found))?
             .into_inner();
         Ok(CaStatus::new(self.replica.clone(), answer))
     }
 }
 
 impl CaStatus {
-    fn new(replica: String, wire: StatusResponse) -> Self {
+    fn new(replica: Option<String>, wire: StatusResponse) -> Self {
         let authorities = wire.authorities.into_iter().map(|one| Authority {
             subject: one.subject,
             serial: one.serial,

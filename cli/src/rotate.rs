@@ -108,7 +108,7 @@ async fn follow(
         .await
         .map_err(|status| anyhow::anyhow!("{}", status.message()))
         .or_cure(
-            format!("asking the CA ({}) for a rotation", ca.replica),
+            format!("asking the CA ({}) for a rotation", ca.found),
             "`podveilctl status` shows where the CA stands; a rotation under way ends first",
         )?
         .into_inner();

@@ -37,6 +37,9 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     let installation = installation::look(&cluster, &mut progress).await?;
     drop(progress);
     let filter = Filter::new(arguments.of.as_deref(), arguments.all);
+    if let Ok(controller) = &installation.controller {
+        filter.known(controller)?;
+    }
     let report = report::report(&installation, &filter, SystemTime::now());
     arguments.output.print(&report, human::status)?;
     Ok(Outcome::Good)

@@ -132,9 +132,7 @@ fn build(profile: Profile, names: &[Name]) -> anyhow::Result<PathBuf> {
         return Ok(target.join("debug"));
     }
     let mut cargo = Command::new(env!("CARGO"));
-    cargo
-        .current_dir(workspace())
-        .args(["build", "--quiet", "--release"]);
+    cargo.current_dir(workspace()).args(["build", "--release"]);
     for program in names.iter().flat_map(|name| name.programs()) {
         // A program's package has its name.
         cargo.args(["--package", program, "--bin", program]);

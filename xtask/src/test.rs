@@ -25,6 +25,8 @@ pub enum Which {
 /// # Errors
 /// If a test fails, or could not be set up: nothing passes by being skipped.
 pub fn run(which: Which, filter: Option<&str>) -> anyhow::Result<()> {
+    // By itself, with cargo's own progress: it takes minutes, and what runs below is quiet until something fails.
+    cargo(&["test", "--workspace", "--no-run"], None, &[])?;
     if which != Which::Netns {
         cargo(&["test", "--workspace", "--quiet"], filter, &[])?;
     }

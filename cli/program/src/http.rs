@@ -3,6 +3,7 @@
 //! Unix socket elsewhere.
 
 use bytes::Bytes;
+use http::uri::Authority;
 use http::{Method, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::service::service_fn;
@@ -127,7 +128,8 @@ impl Routes {
 }
 
 /// Binds `address` now and serves it on a task of its own until `stop`. Returns the bound address. `[::]` is every address
-/// of both families, and on a machine without IPv6 every IPv4 address.
+/// of both families, and on a machine without IPv6 every IPv4 address. What listens on loopback is for this machine only, and
+/// answers 421 to whoever came by a name other than `localhost`: a web page may make its own name lead here.
 ///
 /// # Errors
 /// The bind's, for the operator: the address is taken or not ours.
@@ -146,15 +148,22 @@ pub async fn serve(
         bound => bound?,
     };
     let bound = listener.local_addr()?;
+    let named = bound.ip().is_loopback();
     tokio::spawn(async move {
         let _ended = stop
-            .run_until_cancelled(accept(listener, Arc::new(routes), stop.clone()))
+            .run_until_cancelled(accept(listener, named, Arc::new(routes), stop.clone()))
             .await;
     });
     Ok(bound)
 }
 
-async fn accept(listener: TcpListener, routes: Arc<Routes>, stop: CancellationToken) -> Infallible {
+/// With `named`, only requests for this machine's own name or an address are answered.
+async fn accept(
+    listener: TcpListener,
+    named: bool,
+    routes: Arc<Routes>,
+    stop: CancellationToken,
+) -> Infallible {
     let mut open = Open::default();
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -168,7 +177,11 @@ async fn accept(listener: TcpListener, routes: Arc<Routes>, stop: CancellationTo
         let (routes, stop) = (routes.clone(), stop.clone());
         let connection = tokio::spawn(async move {
             let respond = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-                let answer = routes.answer(request.method(), request.uri().path());
+                let answer = if named && !is_for_this_machine(&request) {
+                    Answer::text(StatusCode::MISDIRECTED_REQUEST, "only for localhost\n")
+                } else {
+                    routes.answer(request.method(), request.uri().path())
+                };
                 async move { Ok::<_, Infallible>(response(answer)) }
             });
             let connection = hyper::server::conn::http1::Builder::new()
@@ -186,6 +199,19 @@ async fn accept(listener: TcpListener, routes: Arc<Routes>, stop: CancellationTo
         });
         open.insert(peer.ip(), connection.abort_handle());
     }
+}
+
+/// Does the request name `localhost` or an address, or nobody? A name is somebody's who may lead it anywhere (DNS rebinding),
+/// an address is not.
+fn is_for_this_machine<B>(request: &http::Request<B>) -> bool {
+    let named = |authority: &Authority| {
+        let host = authority.host();
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
+    };
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    hosts.all(|host| Authority::try_from(host.as_bytes()).is_ok_and(|host| named(&host)))
+        && request.uri().authority().is_none_or(named)
 }
 
 /// The connections that are open, oldest first.
@@ -223,10 +249,15 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     async fn ask(address: SocketAddr, request: &str) -> String {
+        ask_for("localhost", address, request).await
+    }
+
+    async fn ask_for(host: &str, address: SocketAddr, request: &str) -> String {
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
         stream
             .write_all(
-                format!("{request} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes(),
+                format!("{request} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")
+                    .as_bytes(),
             )
             .await
             .unwrap();
@@ -258,6 +289,39 @@ mod tests {
                 .await
                 .starts_with("HTTP/1.1 405")
         );
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_not_ours_is_not_answered_on_loopback() {
+        let stop = CancellationToken::new();
+        let routes = || Routes::default().get("/status", || Answer::json("{}"));
+        let any = |ip: IpAddr| serve((ip, 0).into(), routes(), stop.clone());
+        let local = any(Ipv4Addr::LOCALHOST.into()).await.unwrap();
+        for (host, status) in [
+            ("localhost", 200),
+            ("LOCALHOST:15000", 200),
+            ("127.0.0.1:15000", 200),
+            ("[::1]:15000", 200),
+            ("evil.example", 421),
+            ("evil.example:15000", 421),
+            ("localhost.evil.example", 421),
+            ("127.0.0.1.evil.example", 421),
+            ("localhost\r\nhost: evil.example", 421),
+            ("", 421),
+            ("a b", 421),
+        ] {
+            let answer = ask_for(host, local, "GET /status").await;
+            let expected = format!("HTTP/1.1 {status} ");
+            assert!(answer.starts_with(&expected), "{host:?}: {answer}");
+        }
+        let absolute = ask(local, "GET http://evil.example/status").await;
+        assert!(absolute.starts_with("HTTP/1.1 421 "), "{absolute}");
+        // Metrics and readiness are for others, who come by a name.
+        let others = any(Ipv4Addr::UNSPECIFIED.into()).await.unwrap();
+        let others = SocketAddr::from((Ipv4Addr::LOCALHOST, others.port()));
+        let answer = ask_for("pod.example:15020", others, "GET /status").await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         stop.cancel();
     }
 
@@ -299,7 +363,7 @@ mod tests {
             .await
             .unwrap();
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-        let request = b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n";
+        let request = b"GET /large HTTP/1.1\r\nhost: localhost\r\n\r\n";
         stream.write_all(request).await.unwrap();
         let mut bytes = vec![0; 1024];
         stream.read_exact(&mut bytes).await.unwrap();

@@ -24,8 +24,10 @@ const BUFFER_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub struct CaAdmin {
     pub client: AdminClient<Channel>,
-    /// The replica that answers.
-    pub replica: String,
+    /// For sentences: the replica that answers, or the socket.
+    pub found: String,
+    /// `None` where it was not found as a pod.
+    pub replica: Option<String>,
 }
 
 pub(super) async fn ca_admin(
@@ -66,7 +68,8 @@ pub(super) async fn ca_admin(
         .or_cure(what(), cure)?;
     Ok(CaAdmin {
         client: AdminClient::new(channel),
-        replica: pod.name.clone(),
+        found: pod.name.clone(),
+        replica: Some(pod.name.clone()),
     })
 }
 

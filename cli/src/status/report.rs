@@ -6,6 +6,7 @@ use crate::cluster::pages::{
     Certificate, ControllerModule, ControllerPage, ControllerWorkload, ProxyPage, When,
 };
 use crate::cluster::{Answered, Installation, Program};
+use crate::failure::Failure;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -124,6 +125,28 @@ impl Filter {
             namespace,
             pod,
         }
+    }
+
+    /// # Errors
+    /// If the controller knows no pod by the name that was given: an empty answer would look like a good one.
+    pub fn known(&self, controller: &ControllerPage) -> Result<(), Failure> {
+        let Some(namespace) = &self.namespace else {
+            return Ok(());
+        };
+        let mut there = (controller.workloads.iter()).filter(|one| one.namespace == *namespace);
+        match &self.pod {
+            None if there.next().is_some() => return Ok(()),
+            Some(pod) if there.any(|one| one.name == *pod) => return Ok(()),
+            _ => {}
+        };
+        let what = match &self.pod {
+            None => format!("no pod is known in a namespace {namespace:?}"),
+            Some(pod) => format!("no pod {pod:?} is known in a namespace {namespace:?}"),
+        };
+        let cure = format!(
+            "`kubectl get pods -n {namespace}`; pods that have no node yet, or have finished, are not known"
+        );
+        Err(Failure::new(what, cure))
     }
 
     fn shows(&self, workload: &ControllerWorkload) -> bool {

@@ -143,3 +143,27 @@ fn without_an_answer_of_the_controller_its_silence_is_told() {
         "the controller: no pod of podveil-controller runs"
     );
 }
+
+#[test]
+fn what_nobody_knows_is_no_empty_answer() {
+    let known = |of: &str| Filter::new(Some(of), false).known(&controller());
+    for of in ["shop", "shop/web", "legacy", "legacy/old"] {
+        assert!(known(of).is_ok(), "{of}");
+    }
+    for (of, sentence) in [
+        ("shopp", "no pod is known in a namespace \"shopp\""),
+        (
+            "shop/typo",
+            "no pod \"typo\" is known in a namespace \"shop\"",
+        ),
+        (
+            "legacy/web",
+            "no pod \"web\" is known in a namespace \"legacy\"",
+        ),
+    ] {
+        let failure = known(of).unwrap_err();
+        assert_eq!(failure.to_string(), sentence);
+        assert!(failure.cure.contains("kubectl get pods -n"));
+    }
+    assert!(Filter::new(None, false).known(&controller()).is_ok());
+}

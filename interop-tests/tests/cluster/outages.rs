@@ -2,6 +2,7 @@
 //! When parts are away: the API server, the controllers, the CA, the node program, and all of it at once.
 
 mod bed;
+mod minutes;
 mod prober;
 
 use anyhow::{Context, ensure};
