@@ -21,8 +21,8 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(25);
 pub struct Patience {
     /// Until an answer begins; a watch's begins at once.
     pub answer: Duration,
-    /// In an answer. A watch brings a bookmark about once a minute: one that is silent for longer is dead, and is followed
-    /// again from where it was.
+    /// In an answer. A watch brings a bookmark once a minute, the first one after two: one that is silent for longer is
+    /// dead, and is followed again from where it was.
     pub silence: Duration,
 }
 
@@ -30,7 +30,7 @@ impl Default for Patience {
     fn default() -> Self {
         Self {
             answer: Duration::from_secs(60),
-            silence: Duration::from_secs(100),
+            silence: Duration::from_secs(180),
         }
     }
 }
