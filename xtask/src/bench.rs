@@ -8,6 +8,7 @@
 mod cost;
 mod enrolment;
 mod load;
+mod scale;
 
 use crate::{target, workspace};
 use anyhow::{Context, ensure};
@@ -39,6 +40,8 @@ pub struct Arguments {
 enum Other {
     /// On real Kubernetes: from a new pod's address being known to its first encrypted connection.
     Enrolment(enrolment::Arguments),
+    /// A large cluster: the controller and a node program on a real API server, 1,000 nodes connected. Needs root and Go.
+    Scale(scale::Arguments),
 }
 
 /// One way from a client's pod to a server's.
@@ -51,8 +54,10 @@ struct Path {
 /// # Errors
 /// If something cannot be measured here.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    if let Some(Other::Enrolment(arguments)) = &arguments.other {
-        return enrolment::run(arguments);
+    match &arguments.other {
+        Some(Other::Enrolment(arguments)) => return enrolment::run(arguments),
+        Some(Other::Scale(arguments)) => return scale::run(arguments),
+        None => {}
     }
     let status = Command::new(env!("CARGO"))
         .current_dir(workspace())
