@@ -12,9 +12,11 @@ need cc gcc
 need curl curl
 need git git
 need ip iproute2
+need ipset ipset
 need make make
 need nft nftables
 need nsenter util-linux
+need xtables-nft-multi iptables
 need ping iputils-ping
 # What the committed eBPF objects are compiled with; a build goes without.
 case "${1:-}" in

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use anyhow::Context;
 use podveil_netns::NetNs;
-use podveil_sim::{Binaries, NodeSettings, Service, ServicePort, World};
+use podveil_sim::{Binaries, NodePrograms, NodeSettings, Service, ServicePort, World};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
@@ -41,7 +41,18 @@ impl Mesh {
         settings: NodeSettings,
         pods: &[(usize, &str, &str, &str)],
     ) -> anyhow::Result<Self> {
-        let mut world = World::new(Binaries::in_folder(binaries()?)?, settings)?;
+        Self::start_each([settings.clone(), settings], pods)
+    }
+
+    /// The same with other settings for each node.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn start_each(
+        settings: [NodeSettings; 2],
+        pods: &[(usize, &str, &str, &str)],
+    ) -> anyhow::Result<Self> {
+        let mut world = World::new(Binaries::in_folder(binaries()?)?, settings[0].clone())?;
         let mut namespaces: Vec<&str> = Vec::new();
         for (node, namespace, name, account) in pods {
             if !namespaces.contains(namespace) {
@@ -52,7 +63,12 @@ impl Mesh {
             }
             world.add_pod(*node, namespace, name, account)?;
         }
-        world.start()?;
+        world.cluster.write()?;
+        world.start_control_plane()?;
+        for (node, settings) in world.topology.nodes.iter().zip(&settings) {
+            let programs = NodePrograms::start(&world.sandbox, &world.binaries, node, settings)?;
+            world.nodes.push(programs);
+        }
         for namespace in namespaces.into_iter().filter(|name| *name != "legacy") {
             world.wait_for_stage(namespace, "mandatory", SETTLE)?;
         }

@@ -83,7 +83,13 @@ impl Name {
     fn tools(self) -> &'static [&'static str] {
         match self {
             Self::Ca | Self::Controller => &[],
-            Self::Node => &["ip", "nft"],
+            Self::Node => &[
+                "ip",
+                "ipset",
+                "nft",
+                "xtables-legacy-multi",
+                "xtables-nft-multi",
+            ],
         }
     }
 
@@ -158,6 +164,9 @@ fn image(name: Name, built: &Path) -> anyhow::Result<Image> {
         add_libraries(&mut base, &path)?;
         base.add(&format!("/usr/sbin/{tool}"), 0o755, read(&path)?)?;
     }
+    if name == Name::Node {
+        add_xtables(&mut base)?;
+    }
     for program in name.programs() {
         let path = built.join(program);
         add_libraries(&mut base, &path)?;
@@ -178,6 +187,24 @@ fn add_libraries(layer: &mut Layer, program: &Path) -> anyhow::Result<()> {
             // Under the name that the loader asks for, whatever it is a link to here.
             layer.add(&library, 0o755, read(Path::new(&library))?)?;
         }
+    }
+    Ok(())
+}
+
+/// What iptables loads by name: its matches and targets, which it looks for where it was built to.
+fn add_xtables(layer: &mut Layer) -> anyhow::Result<()> {
+    let folder = ["/usr/lib", "/usr/lib64"]
+        .into_iter()
+        .map(|lib| format!("{lib}/xtables"))
+        .chain([format!(
+            "/usr/lib/{}-linux-gnu/xtables",
+            std::env::consts::ARCH
+        )])
+        .find(|folder| Path::new(folder).is_dir())
+        .context("the extensions of iptables are not installed; `make setup` does it")?;
+    for entry in fs::read_dir(&folder).with_context(|| format!("reading {folder}"))? {
+        let path = entry?.path();
+        layer.add(&path.to_string_lossy(), 0o755, read(&path)?)?;
     }
     Ok(())
 }

@@ -169,20 +169,32 @@ impl World {
     /// # Errors
     /// If it does not answer.
     pub fn status(&self) -> anyhow::Result<serde_json::Value> {
-        let netns = format!("--net=/run/netns/{}", self.topology.control_plane.0);
-        let text = run(
-            "nsenter",
-            [
-                &netns,
-                "curl",
-                "--silent",
-                "--fail",
-                "--max-time",
-                "5",
-                "http://127.0.0.1:15300/status",
-            ],
-        )?;
-        serde_json::from_str(&text).context("the controller's status is not JSON")
+        page(&self.topology.control_plane.0, 15300)
+    }
+
+    /// What the `redirect` module of a node (1 or 2) says.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn redirect_status(&self, node: usize) -> anyhow::Result<serde_json::Value> {
+        let node = self.topology.nodes.get(node - 1);
+        page(&node.context("nodes are 1 and 2")?.namespace, 15400)
+    }
+
+    /// What the node of a pod says about its capture.
+    ///
+    /// # Errors
+    /// If no node knows it.
+    pub fn captured(&self, pod: &str) -> anyhow::Result<serde_json::Value> {
+        let uid = &self.pod(pod).net.namespace;
+        for node in 1..=self.topology.nodes.len() {
+            let status = self.redirect_status(node)?;
+            let pods = status["pods"].as_array();
+            if let Some(found) = pods.and_then(|pods| pods.iter().find(|one| one["uid"] == **uid)) {
+                return Ok(found.clone());
+            }
+        }
+        bail!("no node knows {pod}")
     }
 
     /// The enrolment stage of a pod, as the controller tells it.
@@ -282,4 +294,23 @@ impl World {
         }
         Ok(left.trim().to_owned())
     }
+}
+
+/// `/status` at this port of a namespace's own address.
+fn page(namespace: &str, port: u16) -> anyhow::Result<serde_json::Value> {
+    let netns = format!("--net=/run/netns/{namespace}");
+    let url = format!("http://127.0.0.1:{port}/status");
+    let text = run(
+        "nsenter",
+        [
+            &netns,
+            "curl",
+            "--silent",
+            "--fail",
+            "--max-time",
+            "5",
+            &url,
+        ],
+    )?;
+    serde_json::from_str(&text).context("a status is not JSON")
 }

@@ -49,6 +49,7 @@ fn healthy() -> Installation {
             ..CaStatus::default()
         }),
         proxies: BTreeMap::from([("n1".into(), Ok(proxy_page("2026-05-02T10:00:00Z")))]),
+        redirects: BTreeMap::new(),
     }
 }
 

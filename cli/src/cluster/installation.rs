@@ -2,8 +2,8 @@
 //! Everything that Podveil's programs say about themselves, asked once. What cannot be had is kept with its reason, so
 //! that a command shows the rest.
 
-use super::pages::{ControllerPage, ProxyPage};
-use super::{ADMIN_PORT, Cluster, Program, ProgramPod, Programs};
+use super::pages::{ControllerPage, ProxyPage, RedirectPage};
+use super::{ADMIN_PORT, Cluster, Program, ProgramPod, Programs, REDIRECT_ADMIN_PORT};
 use crate::ca::CaStatus;
 use crate::output::Progress;
 use futures::StreamExt;
@@ -22,6 +22,7 @@ pub struct Installation {
     pub ca: Answered<CaStatus>,
     /// By node.
     pub proxies: BTreeMap<String, Answered<ProxyPage>>,
+    pub redirects: BTreeMap<String, Answered<RedirectPage>>,
 }
 
 /// Asks every program.
@@ -38,10 +39,12 @@ pub async fn look(cluster: &Cluster, progress: &mut Progress) -> anyhow::Result<
         Ok(mut ca) => ca.status().await,
         Err(error) => Err(error),
     };
+    let (proxies, redirects) = nodes(cluster, &programs, progress).await;
     Ok(Installation {
         controller,
         ca: ca.map_err(|error| format!("{error:#}")),
-        proxies: proxies(cluster, &programs, progress).await,
+        proxies,
+        redirects,
         programs,
     })
 }
@@ -61,11 +64,15 @@ pub async fn controller(cluster: &Cluster, programs: &Programs) -> Answered<Cont
     Err(last)
 }
 
-async fn proxies(
+/// What both modules of every node say.
+async fn nodes(
     cluster: &Cluster,
     programs: &Programs,
     progress: &mut Progress,
-) -> BTreeMap<String, Answered<ProxyPage>> {
+) -> (
+    BTreeMap<String, Answered<ProxyPage>>,
+    BTreeMap<String, Answered<RedirectPage>>,
+) {
     let pods: Vec<(&str, &ProgramPod)> = programs
         .of(Program::Node)
         .filter_map(|pod| Some((pod.node.as_deref()?, pod)))
@@ -78,14 +85,18 @@ async fn proxies(
     let total = pods.len();
     let mut answers = futures::stream::iter(pods)
         .map(|(node, pod)| async move {
-            let page = cluster.get_json(&pod.name, ADMIN_PORT, "/status").await;
-            (node.to_owned(), page.map_err(|error| format!("{error:#}")))
+            let proxy = cluster.get_json(&pod.name, ADMIN_PORT, "/status").await;
+            let redirect = cluster.get_json(&pod.name, REDIRECT_ADMIN_PORT, "/status");
+            let redirect = redirect.await.map_err(|error| format!("{error:#}"));
+            let proxy = proxy.map_err(|error| format!("{error:#}"));
+            (node.to_owned(), proxy, redirect)
         })
         .buffer_unordered(AT_ONCE);
-    let mut pages = BTreeMap::new();
-    while let Some((node, page)) = answers.next().await {
-        pages.insert(node, page);
-        progress.say(&format!("asking the nodes: {} of {total}", pages.len()));
+    let (mut proxies, mut redirects) = (BTreeMap::new(), BTreeMap::new());
+    while let Some((node, proxy, redirect)) = answers.next().await {
+        proxies.insert(node.clone(), proxy);
+        redirects.insert(node, redirect);
+        progress.say(&format!("asking the nodes: {} of {total}", proxies.len()));
     }
-    pages
+    (proxies, redirects)
 }

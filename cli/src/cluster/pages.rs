@@ -86,6 +86,49 @@ pub struct ProxyPage {
     pub podveil: ProxyFacts,
 }
 
+/// `/status` of a node's `redirect` module.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct RedirectPage {
+    pub back_end: Option<BackEnd>,
+    pub pods: Vec<CapturedPod>,
+}
+
+/// What a node captures with from now on, and what it would have taken before that.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct BackEnd {
+    pub chosen: String,
+    pub unusable: Vec<Unusable>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Unusable {
+    pub back_end: String,
+    pub feature: String,
+    pub reason: String,
+}
+
+/// How a pod is captured. Times are seconds since 1970, absent where that has not been seen.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, rename_all(deserialize = "camelCase"))]
+pub struct CapturedPod {
+    pub uid: String,
+    pub back_end: Option<String>,
+    pub captured_since: Option<u64>,
+    pub verified: Option<u64>,
+    pub repairs: u64,
+    pub connections_captured: u64,
+    pub connections_older: u64,
+    /// Not captured any more; the captured connections are the last ones.
+    pub draining: bool,
+    /// Packets that the fence refused, by direction.
+    pub fence: BTreeMap<String, u64>,
+    /// SYNs dropped because no listener of the proxy stood.
+    pub no_listener: u64,
+}
+
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Version {

@@ -9,6 +9,7 @@ use anyhow::{Context, ensure};
 use podveil_proto::podveil::ca::v1::RotationKind;
 use podveil_sim::{
     APP_PORT, Capture, Captured, Report, World, admin_socket, app::MARKER, eventually, http_get,
+    run,
 };
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -115,8 +116,34 @@ fn only_tls(captured: &Captured) -> anyhow::Result<String> {
     ))
 }
 
+/// What captures the pods, by all nodes alike; with eBPF there is no NAT in any pod.
+fn back_end(world: &World) -> anyhow::Result<String> {
+    let mut chosen = Vec::new();
+    for node in 1..=world.topology.nodes.len() {
+        let status = world.redirect_status(node)?;
+        let name = status["backEnd"]["chosen"].as_str();
+        chosen.push(name.context("a node names no back end")?.to_owned());
+    }
+    chosen.dedup();
+    for pod in ["client", "web-near", "web-far"] {
+        let captured = world.captured(pod)?;
+        ensure!(
+            captured["backEnd"].as_str() == chosen.first().map(String::as_str),
+            "{pod}: {captured}"
+        );
+        let netns = format!("--net=/run/netns/{}", world.pod(pod).net.namespace);
+        let rules = run("nsenter", [&netns, "nft", "list", "ruleset"])?;
+        ensure!(
+            chosen != ["ebpf"] || rules.trim().is_empty(),
+            "{pod} has rules: {rules}"
+        );
+    }
+    Ok(chosen.join(" and "))
+}
+
 fn wire(world: &World, report: &mut Report) -> anyhow::Result<()> {
     report.heading("2. What crosses the wire between the nodes");
+    report.line("back end", back_end(world))?;
     let seen = captured(world, || {
         for address in world.pod("web-far").net.addresses {
             get(world, "client", address)?;

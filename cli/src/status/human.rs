@@ -11,7 +11,15 @@ pub fn status(report: &Report) -> String {
     let mut text = String::new();
     summary(&mut text, report);
     if !report.nodes.is_empty() {
-        let mut table = Table::new(["NODE", "PROXY", "REDIRECT", "PODS", "VERSION", "WAITS FOR"]);
+        let mut table = Table::new([
+            "NODE",
+            "PROXY",
+            "REDIRECT",
+            "BACK END",
+            "PODS",
+            "VERSION",
+            "WAITS FOR",
+        ]);
         for node in &report.nodes {
             table.row(node_cells(node));
         }
@@ -24,6 +32,7 @@ pub fn status(report: &Report) -> String {
             "STAGE",
             "MODE",
             "CERTIFICATE",
+            "CAPTURE",
             "CONNECTIONS",
             "WHY",
         ]);
@@ -124,11 +133,12 @@ fn authority(authority: &crate::ca::Authority) -> String {
     )
 }
 
-fn node_cells(node: &Node) -> [String; 6] {
+fn node_cells(node: &Node) -> [String; 7] {
     [
         node.name.clone(),
         module(&node.proxy),
         module(&node.redirect),
+        node.back_end.clone(),
         node.pods.to_string(),
         node.version.clone(),
         node.waiting_for.join("; "),
@@ -148,7 +158,7 @@ fn module(module: &Module) -> String {
     }
 }
 
-fn pod_cells(pod: &Pod) -> [String; 7] {
+fn pod_cells(pod: &Pod) -> [String; 8] {
     let connections = match (pod.connections_captured, pod.connections_older) {
         (0, 0) => String::new(),
         (captured, 0) => captured.to_string(),
@@ -163,9 +173,27 @@ fn pod_cells(pod: &Pod) -> [String; 7] {
         pod.stage.clone(),
         pod.mode.clone(),
         pod.certificate.as_ref().map(held).unwrap_or_default(),
+        capture(pod),
         connections,
         why.join("; "),
     ]
+}
+
+fn capture(pod: &Pod) -> String {
+    let Some(back_end) = pod.capture.as_ref().and_then(|one| one.back_end.as_deref()) else {
+        return String::new();
+    };
+    let of = |seconds| age(Duration::from_secs(seconds));
+    match (pod.captured_seconds, pod.verified_seconds_ago) {
+        (Some(since), Some(verified)) => {
+            format!(
+                "{back_end} for {}, verified {} ago",
+                of(since),
+                of(verified)
+            )
+        }
+        _ => back_end.to_owned(),
+    }
 }
 
 fn held(held: &Held) -> String {

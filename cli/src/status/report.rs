@@ -3,7 +3,7 @@
 
 use crate::ca::CaStatus;
 use crate::cluster::pages::{
-    Certificate, ControllerModule, ControllerPage, ControllerWorkload, ProxyPage, When,
+    CapturedPod, Certificate, ControllerModule, ControllerPage, ControllerWorkload, ProxyPage, When,
 };
 use crate::cluster::{Answered, Installation, Program};
 use crate::failure::Failure;
@@ -49,6 +49,8 @@ pub struct Node {
     pub version: String,
     pub proxy: Module,
     pub redirect: Module,
+    /// What it captures new pods with; empty where that is not known.
+    pub back_end: String,
     /// Pods under Podveil.
     pub pods: usize,
     /// What it is not ready for.
@@ -94,6 +96,11 @@ pub struct Pod {
     pub certificate: Option<Held>,
     pub connections_older: u32,
     pub connections_captured: u32,
+    /// What its own node says about its capture.
+    pub capture: Option<CapturedPod>,
+    /// How long ago that capture began, and was verified.
+    pub captured_seconds: Option<u64>,
+    pub verified_seconds_ago: Option<u64>,
 }
 
 /// A certificate on a pod's own node.
@@ -164,7 +171,7 @@ pub fn report(installation: &Installation, filter: &Filter, now: SystemTime) -> 
     let controller = installation.controller.as_ref().unwrap_or(&none);
     let mut pods: Vec<Pod> = (controller.workloads.iter())
         .filter(|workload| filter.shows(workload))
-        .map(|workload| pod(workload, &installation.proxies, now))
+        .map(|workload| pod(workload, installation, now))
         .collect();
     pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     Report {
@@ -173,7 +180,7 @@ pub fn report(installation: &Installation, filter: &Filter, now: SystemTime) -> 
         reserve: reserve(&installation.proxies, now),
         nodes: nodes(installation, controller),
         pods,
-        conditions: conditions(controller),
+        conditions: conditions(controller, installation),
         unanswered: unanswered(installation),
     }
 }
@@ -245,6 +252,8 @@ fn node(name: &str, installation: &Installation, controller: &ControllerPage) ->
         .get(name)
         .and_then(|page| page.as_ref().ok());
     let program = installation.programs.on_node(name);
+    let redirect = installation.redirects.get(name);
+    let back_end = redirect.and_then(|page| page.as_ref().ok()?.back_end.as_ref());
     Node {
         version: match (page, program) {
             (Some(page), _) => page.version.version.clone(),
@@ -253,6 +262,7 @@ fn node(name: &str, installation: &Installation, controller: &ControllerPage) ->
         },
         proxy: module("proxy"),
         redirect: module("redirect"),
+        back_end: back_end.map(|one| one.chosen.clone()).unwrap_or_default(),
         pods: (controller.workloads.iter())
             .filter(|workload| workload.node == name && workload.stage != "none")
             .count(),
@@ -279,12 +289,17 @@ fn module(module: &ControllerModule, newest: &str) -> Module {
     }
 }
 
-fn pod(
-    workload: &ControllerWorkload,
-    proxies: &BTreeMap<String, Answered<ProxyPage>>,
-    now: SystemTime,
-) -> Pod {
-    let page = proxies
+fn pod(workload: &ControllerWorkload, installation: &Installation, now: SystemTime) -> Pod {
+    let redirect = installation.redirects.get(&workload.node);
+    let redirect = redirect.and_then(|page| page.as_ref().ok());
+    let capture = redirect
+        .and_then(|page| page.pods.iter().find(|pod| pod.uid == workload.uid))
+        .filter(|pod| pod.back_end.is_some());
+    let ago = |at: Option<u64>| {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(at?);
+        Some(now.duration_since(at).unwrap_or_default().as_secs())
+    };
+    let page = (installation.proxies)
         .get(&workload.node)
         .and_then(|page| page.as_ref().ok());
     let certificate = page.and_then(|page| certificate(page, &workload.identity));
@@ -302,6 +317,9 @@ fn pod(
             .flatten(),
         connections_older: workload.connections_older,
         connections_captured: workload.connections_captured,
+        captured_seconds: ago(capture.and_then(|pod| pod.captured_since)),
+        verified_seconds_ago: ago(capture.and_then(|pod| pod.verified)),
+        capture: capture.cloned(),
     }
 }
 
@@ -319,12 +337,21 @@ fn held(certificate: &Certificate, now: SystemTime) -> Option<Held> {
     })
 }
 
-fn conditions(controller: &ControllerPage) -> Vec<String> {
+fn conditions(controller: &ControllerPage, installation: &Installation) -> Vec<String> {
+    let back_ends = installation.redirects.iter().flat_map(|(node, page)| {
+        let back_end = page.as_ref().ok().and_then(|page| page.back_end.as_ref());
+        let unusable = back_end.map_or(&[][..], |one| &one.unusable);
+        unusable.iter().map(move |one| {
+            let (back_end, feature, reason) = (&one.back_end, &one.feature, &one.reason);
+            format!("{node}: {back_end} cannot be used, {feature} is missing: {reason}")
+        })
+    });
     let source = controller.source.error.as_ref();
     source
         .map(|error| format!("the controller's source: {error}"))
         .into_iter()
         .chain(controller.conditions.iter().cloned())
+        .chain(back_ends)
         .collect()
 }
 
@@ -335,11 +362,16 @@ fn unanswered(installation: &Installation) -> Vec<String> {
         let why = page.as_ref().err()?;
         Some(format!("the proxy on {node}: {why}"))
     });
+    let redirects = installation.redirects.iter().filter_map(|(node, page)| {
+        let why = page.as_ref().err()?;
+        Some(format!("the redirect module on {node}: {why}"))
+    });
     (controller
         .map(|why| format!("the controller: {why}"))
         .into_iter())
     .chain(ca.map(|why| format!("the CA: {why}")))
     .chain(nodes)
+    .chain(redirects)
     .collect()
 }
 

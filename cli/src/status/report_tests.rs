@@ -70,6 +70,18 @@ fn installation() -> Installation {
             ),
             ("n3".to_owned(), Err("connection refused".to_owned())),
         ]),
+        redirects: BTreeMap::from([(
+            "n1".to_owned(),
+            Ok(serde_json::from_value(json!({
+                "backEnd": { "chosen": "nftables", "unusable": [
+                    { "backEnd": "ebpf", "feature": "sk_lookup", "reason": "not permitted" },
+                ] },
+                // 11:58 and 11:59:55.
+                "pods": [{ "uid": "web", "backEnd": "nftables", "capturedSince": 1_777_636_680,
+                           "verified": 1_777_636_795, "repairs": 1 }],
+            }))
+            .unwrap()),
+        )]),
     }
 }
 
@@ -111,17 +123,18 @@ Pods: 1 mandatory, 1 none, 1 wanted; 1 not asked for
 If everything went away now, new connections would work for 13 h: until 2026-05-02T01:30:00Z, when the certificate of \
 spiffe://cluster.local/ns/shop/sa/new on n2 ends
 
-NODE   PROXY        REDIRECT      PODS   VERSION   WAITS FOR
-n1     connected    catching up   1      0.1.0     -
-n2     silent 34s   -             1      0.1.0     -
+NODE   PROXY        REDIRECT      BACK END   PODS   VERSION   WAITS FOR
+n1     connected    catching up   nftables   1      0.1.0     -
+n2     silent 34s   -             -          1      0.1.0     -
 
-POD        NODE   STAGE       MODE         CERTIFICATE         CONNECTIONS   WHY
-shop/new   n2     wanted      permissive   14h old, 13h left   2 + 1 older   proxy on n2: has not reported
-shop/out   n1     none        permissive   -                   2 + 1 older   opted out by its label
-shop/web   n1     mandatory   permissive   3h old, 21h left    2 + 1 older   -
+POD        NODE   STAGE       MODE         CERTIFICATE         CAPTURE                           CONNECTIONS   WHY
+shop/new   n2     wanted      permissive   14h old, 13h left   -                                 2 + 1 older   proxy on n2: has not reported
+shop/out   n1     none        permissive   -                   -                                 2 + 1 older   opted out by its label
+shop/web   n1     mandatory   permissive   3h old, 21h left    nftables for 2m, verified 5s ago  2 + 1 older   -
 
 Conditions:
   the controller's source: pods cannot be watched: forbidden
+  n1: ebpf cannot be used, sk_lookup is missing: not permitted
 
 Not answered:
   the CA: forbidden

@@ -3,7 +3,7 @@
 //! them the proxy may ever dial.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 /// Captured outbound connections arrive here, in the pod's own network namespace.
@@ -16,6 +16,20 @@ pub const HBONE_PORT: u16 = 15008;
 /// Ports in a pod's network namespace that are the proxy's own and never a destination.
 pub fn is_own_port(port: u16) -> bool {
     matches!(port, OUTBOUND_PORT | INBOUND_PORT | HBONE_PORT)
+}
+
+/// Where verification of capture connects to: an address of nobody's (RFC 5737, RFC 3849), at one of the proxy's own ports.
+/// Whoever takes such a connection is the proxy, which resets it.
+pub const VERIFICATION_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub const VERIFICATION_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+
+/// Is it a connection that verifies capture, and nothing else?
+pub fn is_verification(to: SocketAddr) -> bool {
+    is_own_port(to.port())
+        && matches!(
+            to.ip(),
+            IpAddr::V4(VERIFICATION_V4) | IpAddr::V6(VERIFICATION_V6)
+        )
 }
 
 /// An address on a named network; the empty name is this cluster's own.

@@ -14,7 +14,8 @@ mod workload;
 
 pub use address::{
     HBONE_PORT, HboneTarget, INBOUND_PORT, LocalAddr, NetworkAddress, NotDialable, OUTBOUND_PORT,
-    OriginalDst, PeerAddr, check_target, is_own_port,
+    OriginalDst, PeerAddr, VERIFICATION_V4, VERIFICATION_V6, check_target, is_own_port,
+    is_verification,
 };
 pub use answer::{Answer, PlainReason, Unresolved, Upstream};
 pub use enrolment::{Epoch, Mode, Stage};

@@ -66,7 +66,7 @@ fn a_wrong_value_is_refused_by_its_path() -> anyhow::Result<()> {
             "/node/nodeSelector/a",
         ),
         (
-            json!({ "node": { "redirect": { "backEnd": "iptables" } } }),
+            json!({ "node": { "redirect": { "backEnd": "ipchains" } } }),
             "/node/redirect/backEnd",
         ),
         (

@@ -218,12 +218,10 @@ fn netns(node: &Node, cluster: &Cluster) -> anyhow::Result<String> {
 }
 
 fn has_rules(node: &Node, cluster: &Cluster) -> anyhow::Result<bool> {
-    let script = format!(
-        "nsenter --net=$({})/ns/net nft list tables",
-        process(cluster)?
-    );
-    let tables = node.machine.run(&["sh", "-c", &script])?;
-    Ok(tables.contains("podveil"))
+    let script = format!("nsenter --net=$({})/ns/net ip rule show", process(cluster)?);
+    // Every back end has this one.
+    let rules = node.machine.run(&["sh", "-c", &script])?;
+    Ok(rules.contains("lookup 1338"))
 }
 
 /// A shell's way to a process of the pod's container: `/proc/<pid>`.

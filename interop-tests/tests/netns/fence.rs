@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-use anyhow::ensure;
-use podveil_interop_tests::{Mesh, shop, tcp};
-use podveil_sim::{Capture, app::MARKER, run};
+use crate::capture::{back_end, wire};
+use anyhow::{Context, ensure};
+use podveil_interop_tests::{Mesh, SETTLE, tcp};
+use podveil_sim::{app::MARKER, eventually, run};
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 const PORT: u16 = 9000;
 const ROUNDS: usize = 50;
@@ -12,14 +14,34 @@ const ROUNDS: usize = 50;
 #[test]
 #[ignore = "netns"]
 fn with_capture_flushed_by_hand_the_fence_lets_no_payload_through() -> anyhow::Result<()> {
-    let mesh = shop()?;
-    let _listener = tcp::listen(mesh.netns("far"), PORT)?;
-    let pods: Vec<IpAddr> = mesh.pods.iter().flat_map(|pod| pod.net.addresses).collect();
-    let capture = Capture::start(
-        &mesh.topology.nodes[0].netns,
-        MARKER.as_bytes(),
-        move |source, destination| pods.contains(&source) && pods.contains(&destination),
+    for name in ["ebpf", "nftables"] {
+        flushed(name).with_context(|| format!("with {name}"))?;
+    }
+    Ok(())
+}
+
+fn flushed(name: &str) -> anyhow::Result<()> {
+    let mesh = Mesh::start(
+        back_end(name),
+        &[(1, "shop", "client", "client"), (2, "shop", "far", "web")],
     )?;
+    let _listening = [
+        tcp::listen(mesh.netns("far"), PORT)?,
+        tcp::listen(mesh.netns("client"), PORT)?,
+    ];
+    // Nothing is to be written for other reasons any more.
+    for pod in ["client", "far"] {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+        eventually(SETTLE, "capture is verified once more", || {
+            let captured = mesh.captured(pod)?;
+            ensure!(
+                captured["verified"].as_u64() > Some(now.as_secs()),
+                "{captured}"
+            );
+            Ok(())
+        })?;
+    }
+    let capture = wire(&mesh)?;
     // An open captured connection, and new ones all the time.
     let mut open = tcp::connect(mesh.netns("client"), mesh.address("far", PORT))?;
     open.write_all(MARKER.as_bytes())?;
@@ -27,12 +49,12 @@ fn with_capture_flushed_by_hand_the_fence_lets_no_payload_through() -> anyhow::R
         flush_capture(&mesh, pod)?;
     }
     for _ in 0..ROUNDS {
-        for way in [
-            mesh.address("far", PORT),
-            std::net::SocketAddr::new(mesh.v6("far"), PORT),
-        ] {
-            if let Ok(mut stream) = tcp::connect(mesh.netns("client"), way) {
-                let _refused_or_repaired = stream.write_all(MARKER.as_bytes());
+        for (from, to) in [("client", "far"), ("far", "client")] {
+            for address in mesh.pod(to).net.addresses {
+                let to = SocketAddr::new(address, PORT);
+                if let Ok(mut stream) = tcp::connect(mesh.netns(from), to) {
+                    let _refused_or_repaired = stream.write_all(MARKER.as_bytes());
+                }
             }
         }
         let _reset_or_carried = open.write_all(MARKER.as_bytes());
@@ -47,7 +69,19 @@ fn with_capture_flushed_by_hand_the_fence_lets_no_payload_through() -> anyhow::R
         captured.plain_payload_segments == 0,
         "plain payload crossed: {captured:?}"
     );
-    Ok(())
+    eventually(
+        SETTLE,
+        "capture is written again, and that is counted",
+        || {
+            for pod in ["client", "far"] {
+                let captured = mesh.captured(pod)?;
+                ensure!(captured["repairs"] == 1, "{pod}: {captured}");
+            }
+            Ok(())
+        },
+    )?;
+    let again = tcp::connect(mesh.netns("client"), mesh.address("far", PORT))?;
+    tcp::send(&again, 100)
 }
 
 /// What an operator does in anger: `nft flush chain` on every chain of type nat, or `rm` on the pins of the programs that

@@ -3,6 +3,7 @@
 
 mod addresses;
 mod bytes;
+mod capture;
 mod closing;
 mod fence;
 mod handshakes;

@@ -143,12 +143,14 @@ pub enum FindPods {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackEnd {
-    /// eBPF where the kernel has what it needs, else nftables; the log says why.
+    /// The first that this node has everything for: eBPF, nftables, iptables. Log, metric and status say what is missing.
     Auto,
     /// eBPF; the module does not start where it cannot be had.
     Ebpf,
-    /// NAT by nftables.
+    /// NAT by nftables; the module does not start where it cannot be had.
     Nftables,
+    /// NAT by iptables and ipset, of either flavour; the module does not start where it cannot be had.
+    Iptables,
 }
 
 /// Keys of the `redirect` module.
@@ -165,7 +167,7 @@ pub struct RedirectSection {
     /// With `find: directory`, the folder where a pod's network namespace is the file of its uid. Default `/run/netns`, where
     /// `ip netns` keeps them.
     pub netns_dir: PathBuf,
-    /// What captures pods' connections. Default `nftables`. A pod that is captured stays with the back end that did it
+    /// What captures pods' connections. Default `auto`. A pod that is captured stays with the back end that did it
     /// until it is released.
     pub back_end: BackEnd,
     /// Where the maps and links of eBPF are pinned, so that they outlast this process: a folder of a bpf file system, or one
@@ -190,7 +192,7 @@ impl Default for RedirectSection {
             find: FindPods::Processes,
             cri_socket: None,
             netns_dir: "/run/netns".into(),
-            back_end: BackEnd::Nftables,
+            back_end: BackEnd::Auto,
             bpf_dir: "/sys/fs/bpf/podveil".into(),
             hold_bound: HumanDuration(Duration::from_secs(5)),
             backlog: 4096,

@@ -9,11 +9,13 @@ use anyhow::Context;
 use podveil_ca_client::{Module, ProgramCredentials};
 use podveil_netns::cgroup::CgroupError;
 use podveil_program::http::{self, Answer, Routes};
-use podveil_redirect::{BackEndChoice, Ended, Find, RedirectConfig, Status};
+use podveil_redirect::{
+    BackEndChoice, Ended, Find, PodCondition, RedirectConfig, Status, Unusable,
+};
 use prometheus::Registry;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -37,9 +39,13 @@ pub async fn run(config: NodeConfig, asked: CancellationToken) -> anyhow::Result
         stop.clone(),
     ));
     let admin = {
-        let (config, seen) = (config.clone(), seen.clone());
-        let dump = move || Answer::json(dump(&config, &seen.borrow()).to_string());
-        Routes::default().get("/config_dump", dump)
+        let (config, dumped) = (config.clone(), seen.clone());
+        let dump = move || Answer::json(dump(&config, &dumped.borrow()).to_string());
+        let status = seen.clone();
+        let status = move || Answer::json(page(&status.borrow()).to_string());
+        Routes::default()
+            .get("/config_dump", dump)
+            .get("/status", status)
     };
     let readiness = {
         let credentials = credentials.clone();
@@ -111,8 +117,9 @@ fn module(config: &NodeConfig) -> Result<RedirectConfig, CgroupError> {
         },
         back_end: match section.back_end {
             BackEnd::Auto => BackEndChoice::Auto,
-            BackEnd::Ebpf => BackEndChoice::Ebpf,
-            BackEnd::Nftables => BackEndChoice::Nftables,
+            BackEnd::Ebpf => BackEndChoice::Only(podveil_redirect::BackEnd::Ebpf),
+            BackEnd::Nftables => BackEndChoice::Only(podveil_redirect::BackEnd::Nftables),
+            BackEnd::Iptables => BackEndChoice::Only(podveil_redirect::BackEnd::Iptables),
         },
         bpf_dir: section.bpf_dir.clone(),
         zds_socket: config.zds_socket.clone(),
@@ -143,6 +150,17 @@ pub(crate) fn no_certificate(credentials: &ProgramCredentials) -> String {
 }
 
 fn dump(config: &NodeConfig, status: &Status) -> Value {
+    let mut page = page(status);
+    page["config"] = json!(config);
+    page
+}
+
+/// The body of `/status`.
+fn page(status: &Status) -> Value {
+    let seconds = |at: Option<SystemTime>| {
+        at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok())
+            .map(|since| since.as_secs())
+    };
     let pods: Vec<Value> = status
         .pods
         .iter()
@@ -151,21 +169,41 @@ fn dump(config: &NodeConfig, status: &Status) -> Value {
                 "uid": pod.uid.to_string(),
                 "condition": pod.condition.to_string(),
                 "reason": &*pod.reason,
+                "obstacle": pod.obstacle.map(|obstacle| obstacle.to_string()),
+                "backEnd": pod.back_end.map(|back_end| back_end.to_string()),
+                "capturedSince": seconds(pod.captured_since),
+                "verified": seconds(pod.verified),
+                "repairs": pod.repairs,
                 "connectionsOlder": pod.older,
                 "connectionsCaptured": pod.captured,
+                "draining": pod.condition == PodCondition::Releasing,
                 "fence": {
                     "in": pod.fence.in_packets,
                     "out": pod.fence.out_packets,
                     "reply": pod.fence.lost_reply_packets,
                 },
+                "noListener": pod.no_listener_syns,
             })
         })
         .collect();
+    let back_end = status.chosen.as_ref().map(|chosen| {
+        let missing = |missing: &Unusable| {
+            json!({
+                "backEnd": missing.back_end.to_string(),
+                "feature": missing.feature.to_string(),
+                "reason": &*missing.reason,
+            })
+        };
+        json!({
+            "chosen": chosen.back_end.to_string(),
+            "unusable": chosen.unusable.iter().map(missing).collect::<Vec<_>>(),
+        })
+    });
     json!({
         "version": { "version": env!("CARGO_PKG_VERSION"), "program": "podveil-node" },
-        "config": config,
         "synced": status.synced,
         "proxyConnected": status.proxy_connected,
+        "backEnd": back_end,
         "appliedVersion": &*status.applied_version,
         "pods": pods,
     })

@@ -5,7 +5,7 @@ use crate::pool::Pool;
 use crate::refused::Refused;
 use crate::tunnels::Connector;
 use podveil_flow::{CloseReason, ConnectionRecord, Direction, End, Verdict};
-use podveil_model::{OriginalDst, PeerAddr};
+use podveil_model::{OriginalDst, PeerAddr, is_verification};
 use podveil_net::{Broken, Counters, Duplex, Ended, Side, TcpEnd, prepare_application, relay};
 use podveil_state::{Affinity, PodContext, serve};
 use podveil_tls::ConfigCache;
@@ -118,6 +118,8 @@ impl Outbound {
             }
         };
         match Accepted::from_listener(stream, peer) {
+            // Reset: that it came here is all that was to be known.
+            Ok(accepted) if is_verification(accepted.facts.original.0) => {}
             Ok(accepted) => {
                 let outbound = self.clone();
                 self.tasks.spawn(async move {

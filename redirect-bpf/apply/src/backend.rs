@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::{CommandError, Connection};
+use crate::{BackEnd, CommandError, Connection, Family};
 use podveil_bpf::{Fault, NodeError};
 use podveil_netns::{NetNs, NetNsError};
 use podveil_plan::{Capture, Fence, FenceChange};
@@ -58,6 +58,10 @@ pub struct Observed {
     /// Connections past the proxy that were open before capture and still are.
     pub older: usize,
     pub fence: FenceCount,
+    /// SYNs that were dropped because no listener of the proxy stood.
+    pub no_listener_syns: u64,
+    /// Whose pod it is; `None` before the first look.
+    pub back_end: Option<BackEnd>,
 }
 
 /// Packets that the fence refused; zero in a healthy cluster.
@@ -107,6 +111,14 @@ pub enum VerifyError {
         expected: usize,
         found: usize,
     },
+    #[error("IPv{}: a connection opened in the namespace is not captured", family.version())]
+    Connection {
+        family: Family,
+        #[source]
+        source: io::Error,
+    },
+    #[error("chain {chain} of table {table} is not as written")]
+    IptablesChain { table: String, chain: String },
     #[error("map {map} does not hold what was written")]
     Map { map: &'static str },
     #[error("an eBPF program was taken away")]

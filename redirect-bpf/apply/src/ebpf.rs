@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 mod fences;
 
+use crate::BackEnd;
 use crate::backend::{ApplyError, Backend, FenceCount, Observed, VerifyError};
 use crate::connections::{self, Connection, Connections, ListError};
 use crate::routes::{self, Family, Sources};
-use crate::sysctls;
+use crate::sysctls::Sysctls;
 use fences::Fences;
 use podveil_bpf::layout::{Pod, PodAddress, PodConnection, PodListener, PodPort};
 use podveil_bpf::{Node, NodeError, pidfd_open};
@@ -53,6 +54,7 @@ const RECORDED: u32 = 1 << 31;
 pub struct Ebpf {
     node: Node,
     fences: Mutex<Fences>,
+    sysctls: Sysctls,
 }
 
 impl Ebpf {
@@ -61,9 +63,14 @@ impl Ebpf {
     /// # Errors
     /// [`NodeError`]: what this kernel or this machine lacks.
     pub fn open(folder: &Path, cgroup: CgroupPath) -> Result<Self, NodeError> {
+        let sysctls = Sysctls::open().map_err(NodeError::Sysctls)?;
         let node = Node::open(folder, cgroup)?;
         let fences = Mutex::new(Fences::inherit(&node)?);
-        let ebpf = Self { node, fences };
+        let ebpf = Self {
+            node,
+            fences,
+            sysctls,
+        };
         ebpf.forget_gone()?;
         Ok(ebpf)
     }
@@ -237,14 +244,14 @@ impl Backend for Ebpf {
         let mut pod = Pod {
             flags: found.flags,
             sysctls: match found.sysctls & RECORDED {
-                0 => sysctls::read(netns)? | RECORDED,
+                0 => self.sysctls.read(netns)? | RECORDED,
                 _ => found.sysctls,
             },
         };
         let write = |pod: &Pod| node.pods.set(&cookie, pod).map_err(NodeError::from);
         // The ways first, then what needs them.
         write(&pod)?;
-        sysctls::switch_on(netns)?;
+        self.sysctls.switch_on(netns)?;
         routes::ensure(netns, wanted.sources).await?;
         node.attach()?;
         node.addresses
@@ -321,7 +328,7 @@ impl Backend for Ebpf {
         if ports.map_err(failed)? != wanted.ports {
             return Err(VerifyError::Map { map: "pod_ports" });
         }
-        sysctls::verify(netns)?;
+        self.sysctls.verify(netns)?;
         routes::verify(netns, wanted.sources).await?;
         Ok(self.adopt_listeners(netns, cookie)?)
     }
@@ -357,6 +364,8 @@ impl Backend for Ebpf {
                 in_packets: counts.fence_in,
                 lost_reply_packets: counts.lost_reply,
             },
+            no_listener_syns: counts.no_listener,
+            back_end: Some(BackEnd::Ebpf),
         })
     }
 
@@ -369,7 +378,7 @@ impl Backend for Ebpf {
             self.node.detach_pod(cookie)?;
             routes::remove(netns).await?;
             if pod.sysctls & RECORDED != 0 {
-                sysctls::write(netns, pod.sysctls)?;
+                self.sysctls.write(netns, pod.sysctls)?;
             }
             self.forget(cookie)?;
         }

@@ -4,7 +4,8 @@
 //! [`Backend`] is what `redirect` asks for. [`Nftables`] is the portable answer: one table, `inet podveil`, written by
 //! `nft -f -` in one transaction. [`Ebpf`] captures without NAT and without conntrack, by the programs of `podveil-bpf`.
 //! Both have one route table for the way back of kept client addresses. What the kernel was seen to do, and why each is
-//! as it is, is told at the types. [`BackEnds`] is both, with a choice. [`Connection`] lists what a namespace has open, from `/proc`.
+//! as it is, is told at the types. [`BackEnds`] is all of them, with a
+//! choice that is made by trying what this node has. [`Connection`] lists what a namespace has open, from `/proc`.
 //!
 //! Starts no task; every command it runs has a deadline and dies with the future that waits for it.
 
@@ -16,17 +17,22 @@ mod command;
 mod connections;
 mod conntrack;
 mod ebpf;
+mod iptables;
 mod nftables;
+mod probe;
 mod reference;
 mod routes;
 mod ruleset;
 mod sysctls;
+mod verification;
 
-pub use back_ends::{BackEnd, BackEndChoice, BackEnds};
+pub use back_ends::{BackEnd, BackEndChoice, BackEndError, BackEnds, Chosen};
 pub use backend::{ApplyError, Backend, FenceCount, Observed, VerifyError};
 pub use command::CommandError;
 pub use connections::{Connection, Connections, ListError};
 pub use ebpf::Ebpf;
+pub use iptables::{Flavour, Iptables};
 pub use nftables::Nftables;
 pub use podveil_bpf::NodeError;
+pub use probe::{Feature, Unusable};
 pub use routes::Family;

@@ -3,7 +3,7 @@ use crate::backend::{ApplyError, Backend, FenceCount, Observed, VerifyError};
 use crate::command::{CommandError, run_in};
 use crate::connections::{Connection, Connections, ListError};
 use crate::reference::{self, References};
-use crate::{conntrack, routes, ruleset};
+use crate::{BackEnd, Unusable, conntrack, routes, ruleset};
 use podveil_netns::NetNs;
 use podveil_netns::cgroup::CgroupPath;
 use podveil_plan::{Capture, Fence, FenceChange, Phase};
@@ -57,6 +57,25 @@ impl Nftables {
         Self {
             cgroup,
             references: References::default(),
+        }
+    }
+
+    /// Does this node take every rule there is?
+    /// # Errors
+    /// [`Unusable`]: what it lacks.
+    pub async fn probe(&self) -> Result<(), Unusable> {
+        let everything = Capture {
+            phase: Phase::Capturing,
+            exclude_outbound_ports: [1].into(),
+            exclude_inbound_ports: [2].into(),
+            plain_inbound_ports: [3].into(),
+            refuses_plain: true,
+        };
+        let chains = ruleset::chains(&everything, &self.cgroup, true);
+        let script = ruleset::script(&chains, &self.cgroup);
+        match self.references.of(&script).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Unusable::rules(BackEnd::Nftables, &error)),
         }
     }
 
@@ -240,6 +259,9 @@ impl Backend for Nftables {
                 in_packets,
                 lost_reply_packets,
             },
+            // NAT answers such a SYN by a reset, and nobody counts it.
+            no_listener_syns: 0,
+            back_end: Some(BackEnd::Nftables),
         })
     }
 

@@ -86,7 +86,8 @@ fn sort_sets(value: &mut Value) {
     }
 }
 
-fn scratch() -> Result<NetNs, ApplyError> {
+/// A namespace of nobody's, gone with its descriptor.
+pub fn scratch() -> Result<NetNs, ApplyError> {
     let made = std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
         NetNs::current().map_err(io::Error::other)

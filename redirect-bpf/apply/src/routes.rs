@@ -3,6 +3,7 @@
 
 use crate::backend::{ApplyError, VerifyError};
 use crate::command::run_in;
+use podveil_model::{VERIFICATION_V4, VERIFICATION_V6};
 use podveil_netns::{NetNs, NetNsError};
 use podveil_plan::{MARK, MARK_MASK, ROUTE_TABLE};
 use serde::Deserialize;
@@ -33,7 +34,7 @@ impl Family {
         })
     }
 
-    fn version(self) -> u8 {
+    pub(crate) fn version(self) -> u8 {
         match self {
             Self::V4 => 4,
             Self::V6 => 6,
@@ -60,8 +61,12 @@ impl Sources {
     /// What the namespace would choose for a destination far away.
     pub fn of(netns: &NetNs, addresses: &HashSet<IpAddr>) -> Result<Self, NetNsError> {
         netns.run(|| {
-            // Addresses for documentation (RFC 5737, RFC 3849): nothing is sent, the kernel only looks for a route.
-            let chosen = |any: IpAddr, far: &str| {
+            // Nothing is sent, the kernel only looks for a route.
+            let chosen = |far: IpAddr| {
+                let any: IpAddr = match far {
+                    IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                    IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+                };
                 let socket = UdpSocket::bind((any, 0)).ok()?;
                 socket.connect((far, 9)).ok()?;
                 let ip = socket.local_addr().ok()?.ip();
@@ -75,8 +80,8 @@ impl Sources {
                 usable.first().copied()
             };
             Self {
-                v4: chosen(Ipv4Addr::UNSPECIFIED.into(), "192.0.2.1").or_else(|| first(true)),
-                v6: chosen(Ipv6Addr::UNSPECIFIED.into(), "2001:db8::1").or_else(|| first(false)),
+                v4: chosen(VERIFICATION_V4.into()).or_else(|| first(true)),
+                v6: chosen(VERIFICATION_V6.into()).or_else(|| first(false)),
             }
         })
     }

@@ -7,7 +7,7 @@
 use crate::Connection;
 use podveil_model::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT};
 use podveil_netns::cgroup::CgroupPath;
-use podveil_plan::{Capture, Fence, FenceChange, MARK, MARK_MASK, OWN_MARK, Phase};
+use podveil_plan::{Capture, Fence, FenceChange, MARK, MARK_MASK, OWN_MARK, Phase, VERIFY_MARK};
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -164,7 +164,10 @@ pub fn chains(capture: &Capture, cgroup: &CgroupPath, fenced: bool) -> Vec<Chain
                 "ip6 daddr { ::1, fe80::/10 } return",
                 "loopback and link-local, never a peer (IPv6)",
             )
-            .rule(format!("{proxy} return"), "the proxy's own sockets")
+            .rule(
+                format!("meta mark != {VERIFY_MARK:#x} {proxy} return"),
+                "the proxy's own sockets",
+            )
             .ports(
                 "tcp dport",
                 &capture.exclude_outbound_ports,

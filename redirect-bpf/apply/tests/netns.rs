@@ -9,7 +9,10 @@
 #[path = "netns/world.rs"]
 mod world;
 
-use podveil_apply::{BackEndChoice, BackEnds, Backend, Ebpf, Nftables, NodeError, VerifyError};
+use podveil_apply::{
+    BackEnd, BackEndChoice, BackEndError, BackEnds, Backend, Ebpf, Feature, Flavour, Iptables,
+    Nftables, VerifyError,
+};
 use podveil_plan::{Capture, Fence, Phase};
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
@@ -17,25 +20,62 @@ use std::path::Path;
 use std::time::Duration;
 use world::{Family, Tested, World, both_ways, ended, original_dst, reset};
 
-/// Every rule below is held by every back end.
-macro_rules! on_every_back_end {
-    ($($rule:ident),* $(,)?) => {
-        mod nftables {
+/// These rules are held by this back end.
+macro_rules! held {
+    ($module:ident, $backend:ty, $flavour:expr, [$($rule:ident),* $(,)?]) => {
+        mod $module {
             $(#[tokio::test]
             #[ignore = "netns"]
             async fn $rule() {
-                super::$rule::<super::Nftables>().await;
-            })*
-        }
-        mod ebpf {
-            $(#[tokio::test]
-            #[ignore = "netns"]
-            async fn $rule() {
-                super::$rule::<super::Ebpf>().await;
+                super::world::FLAVOUR.set($flavour);
+                super::$rule::<$backend>().await;
             })*
         }
     };
 }
+
+/// All rules, by the back ends that nodes are to have.
+macro_rules! on_every_back_end {
+    ($($rule:ident),* $(,)?) => {
+        held!(nftables, super::Nftables, super::Flavour::Nft, [$($rule),*]);
+        held!(ebpf, super::Ebpf, super::Flavour::Nft, [$($rule),*]);
+    };
+}
+
+held!(
+    iptables,
+    super::Iptables,
+    super::Flavour::Nft,
+    [
+        new_connections_come_to_the_proxy,
+        answers_to_a_kept_client_address_come_back,
+        flushed_capture_leaks_nothing,
+        a_mandatory_peers_plain_syn_is_refused,
+        open_connections_live_through_label_on_and_off,
+        a_port_used_again_after_an_unseen_end_is_captured,
+        nothing_is_left_and_removal_may_be_repeated,
+        datagrams_and_frames_for_others_are_untouched,
+        capture_outlasts_the_process_that_made_it,
+        an_applications_mark_proves_nothing,
+        syn_cookies_change_nothing,
+        a_second_interface_is_captured_too,
+        namespaces_come_and_go,
+        capture_is_verified_by_a_connection_that_comes_to_the_proxy,
+    ]
+);
+held!(
+    iptables_legacy,
+    super::Iptables,
+    super::Flavour::Legacy,
+    [
+        new_connections_come_to_the_proxy,
+        answers_to_a_kept_client_address_come_back,
+        flushed_capture_leaks_nothing,
+        a_mandatory_peers_plain_syn_is_refused,
+        open_connections_live_through_label_on_and_off,
+        nothing_is_left_and_removal_may_be_repeated,
+    ]
+);
 
 on_every_back_end! {
     new_connections_come_to_the_proxy,
@@ -54,6 +94,7 @@ on_every_back_end! {
     a_second_interface_is_captured_too,
     fast_open_changes_nothing,
     namespaces_come_and_go,
+    capture_is_verified_by_a_connection_that_comes_to_the_proxy,
 }
 
 const CAPTURING: fn() -> Capture = || Capture {
@@ -595,6 +636,37 @@ async fn fast_open_changes_nothing<B: Tested>() {
     }
 }
 
+/// Everything of ours stands where it was put, and still somebody's own rule may be first.
+async fn capture_is_verified_by_a_connection_that_comes_to_the_proxy<B: Tested>() {
+    let world = World::<B>::new();
+    world.default_routes();
+    let back_ends = world.back_ends(BackEndChoice::Only(B::NAME)).await;
+    let apply = async |fence| back_ends.apply(&world.pod, &CAPTURING(), fence).await;
+    let verify = async || back_ends.verify(&world.pod, &CAPTURING()).await;
+    apply(&fence_of(&world)).await.unwrap();
+    let nobody_listens = verify().await.unwrap_err();
+    assert!(
+        matches!(nobody_listens, VerifyError::Connection { .. }),
+        "{nobody_listens}"
+    );
+    let listening = Family::BOTH.map(|family| world.proxy_listens(family, 15001));
+    verify().await.unwrap();
+    for (listening, to) in listening
+        .iter()
+        .zip(["192.0.2.1:15008", "[2001:db8::1]:15008"])
+    {
+        assert_eq!(original_dst(&listening.accept()).to_string(), to);
+    }
+    B::divert(&world);
+    let diverted = verify().await.unwrap_err();
+    assert!(
+        matches!(diverted, VerifyError::Connection { .. }),
+        "{diverted}"
+    );
+    back_ends.remove(&world.pod).await.unwrap();
+    drop(back_ends);
+}
+
 /// The comments stay, the rule does another thing.
 #[tokio::test]
 #[ignore = "netns"]
@@ -627,14 +699,17 @@ async fn a_rule_that_was_rewritten_is_noticed() {
 async fn a_pod_stays_with_the_back_end_that_captured_it() {
     let world = World::<Nftables>::new();
     let (netns, fence) = (&world.pod, fence_of(&world));
-    let open = |choice| world.back_ends(choice);
+    let open = async |choice| world.back_ends(choice).await;
     let is_nftables = async || world.backend.has_table(netns).await.unwrap();
     let before = world.everything();
-    open(BackEndChoice::Nftables)
+    open(BackEndChoice::Only(BackEnd::Nftables))
+        .await
         .apply(netns, &CAPTURING(), &fence)
         .await
         .unwrap();
-    let both = open(BackEndChoice::Ebpf);
+    let both = open(BackEndChoice::Only(BackEnd::Ebpf)).await;
+    let _listening =
+        [15001, 15006].map(|port| Family::BOTH.map(|of| world.proxy_listens(of, port)));
     both.apply(netns, &CAPTURING(), &fence).await.unwrap();
     both.verify(netns, &CAPTURING()).await.unwrap();
     assert!(is_nftables().await);
@@ -642,7 +717,7 @@ async fn a_pod_stays_with_the_back_end_that_captured_it() {
     both.apply(netns, &CAPTURING(), &fence).await.unwrap();
     assert!(!is_nftables().await);
     drop(both);
-    let both = open(BackEndChoice::Nftables);
+    let both = open(BackEndChoice::Only(BackEnd::Nftables)).await;
     assert!(both.owns(netns).await.unwrap());
     both.verify(netns, &CAPTURING()).await.unwrap();
     assert!(!is_nftables().await);
@@ -653,20 +728,84 @@ async fn a_pod_stays_with_the_back_end_that_captured_it() {
 
 #[tokio::test]
 #[ignore = "netns"]
-async fn a_machine_without_ebpf_is_captured_by_nftables_if_that_is_left_open() {
+async fn a_node_without_a_needed_feature_falls_back_and_says_which_and_why() {
     let world = World::<Nftables>::new();
     // No file system of any kind can be had here.
     let nowhere = Path::new("/proc/podveil");
     let open = |choice| BackEnds::open(choice, nowhere, world.cgroup().clone());
-    assert!(matches!(
-        open(BackEndChoice::Ebpf),
-        Err(NodeError::Folder { .. })
-    ));
-    let auto = open(BackEndChoice::Auto).unwrap();
+    let ebpf = BackEndChoice::Only(BackEnd::Ebpf);
+    assert!(matches!(open(ebpf).await, Err(BackEndError::None(_))));
+    let auto = open(BackEndChoice::Auto).await.unwrap();
+    assert_eq!(auto.chosen().back_end, BackEnd::Nftables);
+    let [missing] = auto.chosen().unusable.as_slice() else {
+        panic!("{:?}", auto.chosen());
+    };
+    assert_eq!(
+        (missing.back_end, missing.feature),
+        (BackEnd::Ebpf, Feature::BpfFileSystem)
+    );
     auto.apply(&world.pod, &CAPTURING(), &fence_of(&world))
         .await
         .unwrap();
     assert!(world.backend.has_table(&world.pod).await.unwrap());
+}
+
+/// In a user namespace of its own the kernel denies bpf(2), and nothing that nftables needs.
+#[tokio::test]
+#[ignore = "netns"]
+async fn where_bpf_is_denied_nftables_captures_and_nothing_is_left_of_the_attempt() {
+    const FOLDER: &str = "PODVEIL_TEST_DENIED";
+    if let Some(folder) = std::env::var_os(FOLDER) {
+        let folder = Path::new(&folder);
+        let cgroup = world::cgroup_of(std::os::unix::process::parent_id());
+        for _ in 0..2 {
+            let auto = BackEnds::open(BackEndChoice::Auto, folder, cgroup.clone());
+            let chosen = auto.await.unwrap().chosen().clone();
+            assert_eq!(chosen.back_end, BackEnd::Nftables);
+            let [missing] = chosen.unusable.as_slice() else {
+                panic!("{chosen:?}");
+            };
+            assert_eq!(missing.feature, Feature::BpfMaps);
+            assert!(missing.reason.contains("not permitted"), "{missing}");
+        }
+        return;
+    }
+    let world = World::<Ebpf>::new();
+    let folder = world.pins().join("denied");
+    let name = "where_bpf_is_denied_nftables_captures_and_nothing_is_left_of_the_attempt";
+    let child = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "--"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--ignored", "--nocapture"])
+        .env(FOLDER, &folder)
+        .output()
+        .unwrap();
+    let said = [child.stdout, child.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(child.status.success(), "{said}");
+    assert!(said.contains("1 passed"), "{said}");
+    assert!(!folder.exists());
+}
+
+/// As in a container.
+#[tokio::test]
+#[ignore = "netns"]
+async fn ebpf_captures_where_proc_sys_is_read_only() {
+    let rule = "ebpf::answers_to_a_kept_client_address_come_back";
+    let read_only = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys";
+    let child = std::process::Command::new("unshare")
+        .args(["--mount", "sh", "-c"])
+        .arg(format!(
+            "{read_only} && exec \"$0\" --exact {rule} --ignored"
+        ))
+        .arg(std::env::current_exe().unwrap())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stdout);
+    assert!(
+        child.status.success() && said.contains("1 passed"),
+        "{said}"
+    );
 }
 
 async fn namespaces_come_and_go<B: Tested>() {

@@ -12,6 +12,8 @@
 #define HBONE_PORT 15008
 /* On a socket whose packets are to be routed over `lo`. */
 #define MARK 0x53a
+/* On a socket of the proxy that is captured all the same: verification's. */
+#define VERIFY_MARK 0x53c
 
 /* pod.flags */
 #define CAPTURING 1u

@@ -146,7 +146,7 @@ static __always_inline int capture(struct bpf_sock_addr *ctx, const struct ip *i
 
 	if (!pod || !sk || !is_tcp(ctx))
 		return ALLOW;
-	if (is_proxys(sk))
+	if (is_proxys(sk) && sk->mark != VERIFY_MARK)
 		return is_own_address(netns, ip) ? mark(ctx, MARK) : ALLOW;
 	if (is_captured(netns, pod->flags, ip, bpf_ntohs(READ_U32(ctx, user_port))))
 		return mark(ctx, MARK);

@@ -261,6 +261,48 @@ pub fn map_sizes(map: BorrowedFd<'_>) -> io::Result<MapSizes> {
     })
 }
 
+/// A proc file system of our own, mounted nowhere: a container's has its `sys` read-only.
+/// # Errors
+/// As fsopen(2), fsconfig(2) and fsmount(2).
+pub fn procfs() -> io::Result<OwnedFd> {
+    const CLOEXEC: libc::c_uint = 1;
+    const CREATE: libc::c_uint = 6;
+    const NOSUID_NODEV_NOEXEC: libc::c_uint = 2 | 4 | 8;
+    // SAFETY: the name is a string that ends with a zero and lives for ever.
+    let opened = unsafe { libc::syscall(libc::SYS_fsopen, c"proc".as_ptr(), CLOEXEC) };
+    let context = checked(opened).map(new_fd)?;
+    let none = std::ptr::null::<u8>();
+    // SAFETY: this command takes neither key nor value, and the context is open.
+    let made = unsafe {
+        libc::syscall(
+            libc::SYS_fsconfig,
+            context.as_raw_fd(),
+            CREATE,
+            none,
+            none,
+            0,
+        )
+    };
+    checked(made)?;
+    // SAFETY: the call takes numbers only and touches no memory of ours.
+    let mounted = unsafe {
+        libc::syscall(
+            libc::SYS_fsmount,
+            context.as_raw_fd(),
+            CLOEXEC,
+            NOSUID_NODEV_NOEXEC,
+        )
+    };
+    checked(mounted).map(new_fd)
+}
+
+fn checked(result: libc::c_long) -> io::Result<libc::c_long> {
+    match result {
+        0.. => Ok(result),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// # Errors
 /// As pidfd_open(2).
 pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {

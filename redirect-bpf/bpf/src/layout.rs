@@ -2,7 +2,7 @@
 //! The other half of `programs/layout.h`: what the programs and user space share, byte for byte.
 
 use podveil_model::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT};
-use podveil_plan::MARK;
+use podveil_plan::{MARK, VERIFY_MARK};
 use std::mem::{offset_of, size_of};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -187,7 +187,7 @@ const _: () = assert!(size_of::<PodCounts>() == 48);
 const _: () = assert!(offset_of!(PodCounts, carried) == 32);
 // `layout.h` has these as numbers.
 const _: () = assert!(OUTBOUND_PORT == 15001 && INBOUND_PORT == 15006 && HBONE_PORT == 15008);
-const _: () = assert!(MARK == 0x53a);
+const _: () = assert!(MARK == 0x53a && VERIFY_MARK == 0x53c);
 
 #[cfg(test)]
 mod tests {

@@ -18,6 +18,6 @@ mod links;
 mod node;
 mod table;
 
-pub use kernel::{MapSizes, pidfd_open};
+pub use kernel::{MapSizes, pidfd_open, procfs};
 pub use node::{Fault, Node, NodeError};
 pub use table::{Table, TableError};

@@ -94,6 +94,8 @@ pub enum NodeError {
         #[source]
         source: io::Error,
     },
+    #[error("the sysctls of pods cannot be written")]
+    Sysctls(#[source] io::Error),
     #[error(transparent)]
     Table(#[from] TableError),
 }

@@ -39,6 +39,6 @@ mod zds;
 pub use config::{Find, RedirectConfig};
 pub use metrics::register;
 pub use obstacle::Obstacle;
-pub use podveil_apply::BackEndChoice;
+pub use podveil_apply::{BackEnd, BackEndChoice, Chosen, Feature, Unusable};
 pub use run::{Ended, RedirectError, TeardownError, purge, run, teardown};
 pub use status::{PodCondition, PodStatus, Status};

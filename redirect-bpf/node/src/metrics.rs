@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::{Obstacle, PodCondition, Status};
+use crate::{BackEnd, Obstacle, PodCondition, Status};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
@@ -31,7 +31,23 @@ pub fn register(registry: &Registry, status: watch::Receiver<Status>) -> prometh
             "Packets that the fences of this node's present pods refused; zero in a healthy cluster",
             "direction",
         )?,
+        repairs: IntGauge::new(
+            "podveil_redirect_repairs",
+            "How often capture of this node's present pods was found changed and was written again",
+        )?,
         proxy: IntGauge::new("podveil_redirect_proxy_connected", "A proxy takes pods")?,
+        back_end: gauges(
+            "podveil_redirect_back_end",
+            "1 for the back end that new captures are made with",
+            "back_end",
+        )?,
+        unusable: IntGaugeVec::new(
+            Opts::new(
+                "podveil_redirect_back_end_unusable",
+                "1 for a back end that would have been taken, by the feature that this node lacks",
+            ),
+            &["back_end", "feature"],
+        )?,
         status,
     }))
 }
@@ -43,6 +59,9 @@ struct Metrics {
     connections: IntGaugeVec,
     fence: IntGaugeVec,
     proxy: IntGauge,
+    repairs: IntGauge,
+    back_end: IntGaugeVec,
+    unusable: IntGaugeVec,
 }
 
 impl Collector for Metrics {
@@ -53,6 +72,9 @@ impl Collector for Metrics {
             self.connections.desc(),
             self.fence.desc(),
             self.proxy.desc(),
+            self.repairs.desc(),
+            self.back_end.desc(),
+            self.unusable.desc(),
         ]
         .concat()
     }
@@ -88,13 +110,28 @@ impl Collector for Metrics {
         ] {
             self.fence.with_label_values(&[direction]).set(count);
         }
+        self.repairs.set(sum(|pod| pod.repairs));
         self.proxy.set(i64::from(status.proxy_connected));
+        if let Some(chosen) = &status.chosen {
+            for back_end in BackEnd::ALL {
+                self.back_end
+                    .with_label_values(&[&back_end.to_string()])
+                    .set((chosen.back_end == back_end).into());
+            }
+            for missing in &chosen.unusable {
+                let labels = [missing.back_end.to_string(), missing.feature.to_string()];
+                self.unusable.with_label_values(&labels).set(1);
+            }
+        }
         [
             self.pods.collect(),
             self.not_captured.collect(),
             self.connections.collect(),
             self.fence.collect(),
             self.proxy.collect(),
+            self.repairs.collect(),
+            self.back_end.collect(),
+            self.unusable.collect(),
         ]
         .concat()
     }
@@ -103,13 +140,22 @@ impl Collector for Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::PodStatus;
+    use crate::{Chosen, Feature, PodStatus, Unusable};
     use podveil_apply::FenceCount;
+    use std::sync::Arc;
 
     #[test]
     fn the_lines_are_exported() {
         let (_sender, status) = watch::channel(Status {
             proxy_connected: true,
+            chosen: Some(Arc::new(Chosen {
+                back_end: BackEnd::Nftables,
+                unusable: vec![Unusable {
+                    back_end: BackEnd::Ebpf,
+                    feature: Feature::SkLookup,
+                    reason: "".into(),
+                }],
+            })),
             pods: vec![PodStatus {
                 uid: "u".into(),
                 condition: PodCondition::Ready,
@@ -121,6 +167,11 @@ mod tests {
                     out_packets: 4,
                     ..FenceCount::default()
                 },
+                no_listener_syns: 0,
+                back_end: Some(BackEnd::Nftables),
+                captured_since: None,
+                verified: None,
+                repairs: 5,
             }],
             ..Status::default()
         });
@@ -136,6 +187,10 @@ mod tests {
             "podveil_redirect_connections{kind=\"captured\"} 3",
             "podveil_fence_packets{direction=\"out\"} 4",
             "podveil_redirect_proxy_connected 1",
+            "podveil_redirect_repairs 5",
+            "podveil_redirect_back_end{back_end=\"ebpf\"} 0",
+            "podveil_redirect_back_end{back_end=\"nftables\"} 1",
+            "podveil_redirect_back_end_unusable{back_end=\"ebpf\",feature=\"sk_lookup\"} 1",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

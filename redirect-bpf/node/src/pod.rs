@@ -53,6 +53,11 @@ pub struct Pod {
     /// Generation of the fence that stands.
     fence: u64,
     observed: Observed,
+    /// Since when its new connections are captured, as far as this process has seen; and when that was verified last.
+    captured_since: Option<Instant>,
+    verified_last: Option<Instant>,
+    /// How often what had stood was found changed, and was written again.
+    repairs: u64,
     releasing_since: Option<Instant>,
     busy: bool,
     failure: Option<(Obstacle, Arc<str>)>,
@@ -128,7 +133,11 @@ pub enum Event {
     },
     Checked {
         observed: Observed,
-        verified: Option<Result<(), String>>,
+        verified: bool,
+    },
+    /// What had been written does not stand as it was.
+    Drifted {
+        reason: String,
     },
     /// Another namespace has taken the place of the one held.
     Replaced,
@@ -162,6 +171,9 @@ impl Pod {
             verified: false,
             fence: 0,
             observed: Observed::default(),
+            captured_since: None,
+            verified_last: None,
+            repairs: 0,
             releasing_since: None,
             busy: false,
             failure: None,
@@ -253,6 +265,18 @@ impl Pod {
 
     pub fn observed(&self) -> Observed {
         self.observed
+    }
+
+    pub fn captured_since(&self) -> Option<Instant> {
+        self.captured_since
+    }
+
+    pub fn verified_last(&self) -> Option<Instant> {
+        self.verified_last
+    }
+
+    pub fn repairs(&self) -> u64 {
+        self.repairs
     }
 
     /// The one piece of work to do now, if there is one. It is under way until its [`Event`] has come.
@@ -359,6 +383,10 @@ impl Pod {
             }
             Event::Listening => self.listening = Listening::Yes,
             Event::Applied { capture, fence } => {
+                self.captured_since = match capture.phase {
+                    Phase::Capturing => self.captured_since.or(Some(now)),
+                    Phase::Releasing => None,
+                };
                 self.releasing_since = match capture.phase {
                     Phase::Capturing => None,
                     // Written again, it does not begin again.
@@ -374,23 +402,23 @@ impl Pod {
                 self.observed = observed;
                 let releasing = self.releasing_since.is_some();
                 self.check_at = now + if releasing { CHECK_RELEASING } else { CHECK };
-                match verified {
-                    None => {}
-                    Some(Ok(())) => {
-                        self.verified = true;
-                        self.verify_at = now + VERIFY;
-                    }
-                    Some(Err(reason)) => {
-                        self.standing = Standing::Something;
-                        return self.fail(now, Obstacle::Work, &reason, LAST_RETRY);
-                    }
+                if verified {
+                    self.verified = true;
+                    self.verified_last = Some(now);
+                    self.verify_at = now + VERIFY;
                 }
+            }
+            Event::Drifted { reason } => {
+                self.repairs += u64::from(self.verified);
+                return self.fail(now, Obstacle::Work, &reason, LAST_RETRY);
             }
             Event::Replaced => self.forget_netns(),
             Event::Removed => {
                 self.standing = Standing::Nothing;
                 self.releasing_since = None;
                 self.verified = false;
+                self.verified_last = None;
+                self.captured_since = None;
                 self.observed = Observed::default();
             }
             Event::Forgotten => self.forget(),
@@ -417,6 +445,8 @@ impl Pod {
         self.acceptance = Acceptance::None;
         self.standing = Standing::Nothing;
         self.verified = false;
+        self.verified_last = None;
+        self.captured_since = None;
         self.releasing_since = None;
         self.observed = Observed::default();
     }

@@ -47,7 +47,7 @@ impl World {
                 captured,
                 ..Observed::default()
             },
-            verified: Some(Ok(())),
+            verified: true,
         }
     }
 
@@ -114,11 +114,11 @@ fn flushed_rules_are_written_again() {
     let verify = Some(capture());
     world.does(
         Action::Check { verify },
-        Event::Checked {
-            observed: Observed::default(),
-            verified: Some(Err("capture_out is not as written".into())),
+        Event::Drifted {
+            reason: "capture_out is not as written".into(),
         },
     );
+    assert_eq!(world.pod.repairs(), 1);
     assert_eq!(world.next(), Next::At(world.now + FIRST_RETRY));
     world.now += FIRST_RETRY;
     assert_eq!(world.next(), Next::Do(Action::Apply(capture())));

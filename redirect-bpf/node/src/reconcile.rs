@@ -12,14 +12,14 @@ use crate::reports::{Change, InUse};
 use crate::work::{self, Done};
 use crate::zds::{Offer, Offers, Proxy, Taking};
 use crate::{PodStatus, Status};
-use podveil_apply::{Backend, Connection};
+use podveil_apply::{Backend, Chosen, Connection};
 use podveil_model::{Uid, Workload};
 use podveil_netns::seqpacket::Peer;
 use podveil_plan::{Capture, Fence};
 use podveil_xds_client::{Acknowledge, Batch, Client, ResourceType};
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -40,6 +40,8 @@ pub struct Links {
     pub held: Held,
     pub status: watch::Sender<Status>,
     pub in_use: InUse,
+    /// What new captures are made with.
+    pub chosen: Option<Arc<Chosen>>,
 }
 
 pub struct Reconciler<B> {
@@ -58,6 +60,7 @@ pub struct Reconciler<B> {
     synced: bool,
     offered: bool,
     last_proxy: Option<Arc<Peer>>,
+    started: (SystemTime, Instant),
     workers: Arc<Semaphore>,
     fences: Arc<Semaphore>,
     work: JoinSet<(Uid, u64, Done)>,
@@ -154,6 +157,7 @@ impl<B: Backend> Reconciler<B> {
             synced: false,
             offered: false,
             last_proxy: None,
+            started: (SystemTime::now(), now()),
             workers: Arc::new(Semaphore::new(WORKERS)),
             fences: Arc::new(Semaphore::new(FENCES)),
             work: JoinSet::new(),
@@ -380,6 +384,9 @@ impl<B: Backend> Reconciler<B> {
             Event::Failed { reason } | Event::Taken { reason } => {
                 tracing::warn!(%uid, reason, "a pod's redirection failed");
             }
+            Event::Drifted { reason } => {
+                tracing::warn!(%uid, reason, "a pod's capture is not as it was written, and is written again");
+            }
             Event::Applied { capture, .. } => tracing::info!(
                 %uid, phase = ?capture.phase, mandatory = capture.refuses_plain,
                 older = done.older.as_ref().map_or(0, BTreeSet::len),
@@ -502,6 +509,11 @@ impl<B: Backend> Reconciler<B> {
                     older: observed.older,
                     captured: observed.captured,
                     fence: observed.fence,
+                    no_listener_syns: observed.no_listener_syns,
+                    back_end: observed.back_end,
+                    captured_since: entry.pod.captured_since().map(|at| self.time(at)),
+                    verified: entry.pod.verified_last().map(|at| self.time(at)),
+                    repairs: entry.pod.repairs(),
                 }
             })
             .collect();
@@ -510,14 +522,19 @@ impl<B: Backend> Reconciler<B> {
             proxy_connected,
             pods,
             applied_version: self.applied_version.clone(),
+            chosen: self.links.chosen.clone(),
         };
         self.links.status.send_if_modified(|held| {
-            let changed = *held != status;
-            if changed {
-                *held = status;
-            }
+            let changed = !held.says_the_same(&status);
+            *held = status;
             changed
         });
+    }
+
+    /// The same moment by the clock on the wall.
+    fn time(&self, at: Instant) -> SystemTime {
+        let (wall, started) = self.started;
+        wall + at.saturating_duration_since(started)
     }
 }
 

@@ -6,7 +6,7 @@ use crate::reconcile::{Links, Reconciler};
 use crate::reports::{InUse, Reporter};
 use crate::status::{PodCondition, PodStatus, Status};
 use crate::zds::{self, Proxy};
-use podveil_apply::{ApplyError, BackEndChoice, BackEnds, Backend, NodeError};
+use podveil_apply::{ApplyError, BackEndError, BackEnds, Backend, NodeError};
 use podveil_ca_client::{ProgramCredentials, transport};
 use podveil_identity::ProgramIdentity;
 use podveil_netns::cgroup::{CgroupError, Membership};
@@ -27,8 +27,8 @@ const XDS_LAST_RETRY: Duration = Duration::from_secs(5);
 /// Why the module cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum RedirectError {
-    #[error("pods cannot be captured by eBPF")]
-    BackEnd(#[from] NodeError),
+    #[error("pods cannot be captured on this node")]
+    BackEnd(#[from] BackEndError),
     #[error("the proxy's cgroup cannot be joined")]
     Cgroup(#[from] CgroupError),
     #[error("cannot listen at {path}")]
@@ -59,6 +59,8 @@ pub enum TeardownError {
     },
     #[error("eBPF programs and maps cannot be removed")]
     BackEnd(#[from] NodeError),
+    #[error("what has captured pods cannot be told")]
+    Left(#[from] BackEndError),
     #[error("the proxy's cgroup cannot be removed")]
     Cgroup(#[from] CgroupError),
     #[error("the pods of this node cannot be listed")]
@@ -83,7 +85,7 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<Ended, RedirectError> {
     config.cgroup.join()?;
-    let backend = BackEnds::open(config.back_end, &config.bpf_dir, config.cgroup.locate()?)?;
+    let backend = BackEnds::open(config.back_end, &config.bpf_dir, config.cgroup.locate()?).await?;
     let bind = |path: &PathBuf| {
         seqpacket::Listener::bind(path).map_err(|source| RedirectError::Socket {
             path: path.clone(),
@@ -127,6 +129,7 @@ pub async fn run(
         held: held.clone(),
         status: status.clone(),
         in_use: in_use.clone(),
+        chosen: Some(Arc::new(backend.chosen().clone())),
     };
     let reporter = Reporter {
         node: config.node.clone(),
@@ -203,7 +206,7 @@ pub fn purge(config: &RedirectConfig) -> Result<(), TeardownError> {
 /// The first thing that could not be removed, after everything else has been.
 pub async fn teardown(config: &RedirectConfig) -> Result<usize, TeardownError> {
     let cgroup = config.cgroup.locate()?;
-    let backend = BackEnds::open(BackEndChoice::Nftables, &config.bpf_dir, cgroup)?;
+    let backend = BackEnds::left(&config.bpf_dir, cgroup)?;
     let finder = Finder::new(&config.find);
     let mut removed = 0;
     let mut first_error = None;

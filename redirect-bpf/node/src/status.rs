@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::Obstacle;
-use podveil_apply::FenceCount;
+use podveil_apply::{BackEnd, Chosen, FenceCount};
 use podveil_model::Uid;
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// The module as a whole, replaced at each change.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -15,6 +16,20 @@ pub struct Status {
     pub pods: Vec<PodStatus>,
     /// `system_version_info` of the newest addresses in use in every fence here.
     pub applied_version: Arc<str>,
+    /// What new captures are made with; `None` before that is known.
+    pub chosen: Option<Arc<Chosen>>,
+}
+
+impl Status {
+    /// Nothing but moments of verification differs: no news for whoever waits for some.
+    pub(crate) fn says_the_same(&self, next: &Self) -> bool {
+        let quiet = |status: &Self| {
+            let mut status = status.clone();
+            status.pods.iter_mut().for_each(|pod| pod.verified = None);
+            status
+        };
+        self == next || quiet(self) == quiet(next)
+    }
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -28,6 +43,14 @@ pub struct PodStatus {
     pub older: usize,
     pub captured: usize,
     pub fence: FenceCount,
+    pub no_listener_syns: u64,
+    /// What captures it, and since when; `None` before that was seen, or where it is not captured.
+    pub back_end: Option<BackEnd>,
+    pub captured_since: Option<SystemTime>,
+    /// When all of it was last found to stand, a connection through it included.
+    pub verified: Option<SystemTime>,
+    /// How often it was found changed and was written again.
+    pub repairs: u64,
 }
 
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]

@@ -4,7 +4,7 @@
 use crate::finder::{FindError, Finder, Found};
 use crate::listeners::{ListenersError, PodListeners};
 use crate::pod::Event;
-use podveil_apply::{ApplyError, Backend, Connection};
+use podveil_apply::{ApplyError, Backend, Connection, VerifyError};
 use podveil_model::Uid;
 use podveil_netns::NetNs;
 use podveil_netns::seqpacket::Peer;
@@ -166,14 +166,17 @@ pub async fn check<B: Backend>(
         };
     }
     let netns = &held.netns;
-    let verified = match verify {
-        Some(capture) => Some(backend.verify(netns, &capture).await),
-        None => None,
-    };
-    let verified = verified.map(|result| result.map_err(|error| chain(&error)));
-    if let Some(Err(reason)) = verified {
-        return Event::Failed { reason }.into();
+    if let Some(capture) = &verify
+        && let Err(error) = backend.verify(netns, capture).await
+    {
+        let reason = chain(&error);
+        return match error {
+            // Nothing is known to be wrong with what stands.
+            VerifyError::Apply(_) => Event::Failed { reason }.into(),
+            _ => Event::Drifted { reason }.into(),
+        };
     }
+    let verified = verify.is_some();
     match backend.observe(netns, &mut older).await {
         Ok(observed) => Done {
             found: again,

@@ -77,6 +77,11 @@ fn programs_and_tools_run_in_an_image_that_holds_nothing_else() {
     unpack(&archive, &root.0);
     for (program, arguments) in [
         ("/usr/sbin/nft", vec!["--version"]),
+        ("/usr/sbin/ipset", vec!["--version"]),
+        (
+            "/usr/sbin/xtables-nft-multi",
+            vec!["iptables", "-m", "cgroup", "-j", "REDIRECT", "--help"],
+        ),
         ("/usr/sbin/ip", vec!["-json", "-6", "rule", "show"]),
         ("/usr/bin/podveil-node", vec![]),
     ] {

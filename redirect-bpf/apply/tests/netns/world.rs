@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Two namespaces and a veth between them, and sockets made in one or the other, in the proxy's cgroup or not.
 
-use podveil_apply::{BackEndChoice, BackEnds, Backend, Ebpf, Nftables, VerifyError};
+use podveil_apply::{
+    BackEnd, BackEndChoice, BackEnds, Backend, Ebpf, Flavour, Iptables, Nftables, VerifyError,
+};
 use podveil_netns::cgroup::CgroupPath;
 use podveil_netns::{NetNs, cgroup};
 use socket2::{Domain, Socket, Type};
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -30,6 +33,8 @@ impl Family {
 
 /// A back end and what breaks it.
 pub trait Tested: Backend + Sized {
+    const NAME: BackEnd;
+
     fn open(cgroup: &CgroupPath) -> Self;
 
     /// Takes everything of all pods away, when the test is over.
@@ -46,9 +51,14 @@ pub trait Tested: Backend + Sized {
 
     /// Lets the application's answers to the proxy go where their addresses say.
     fn lose_answers(world: &World<Self>);
+
+    /// Lets a rule of somebody else's act before capture.
+    fn divert(world: &World<Self>);
 }
 
 impl Tested for Nftables {
+    const NAME: BackEnd = BackEnd::Nftables;
+
     fn open(cgroup: &CgroupPath) -> Self {
         Self::new(cgroup.clone())
     }
@@ -86,6 +96,16 @@ impl Tested for Nftables {
             &["flush", "chain", "inet", "podveil", "local_replies"],
         );
     }
+
+    fn divert(world: &World<Self>) {
+        for line in [
+            "add table ip other",
+            "add chain ip other out { type nat hook output priority -190 ; }",
+            "add rule ip other out ip daddr 192.0.2.1 tcp dport 15008 dnat to 10.9.0.2",
+        ] {
+            run(&world.pod, "nft", &[line]);
+        }
+    }
 }
 
 impl World<Nftables> {
@@ -105,6 +125,8 @@ impl World<Nftables> {
 }
 
 impl Tested for Ebpf {
+    const NAME: BackEnd = BackEnd::Ebpf;
+
     fn open(cgroup: &CgroupPath) -> Self {
         Self::open(&pins(cgroup), cgroup.clone()).unwrap()
     }
@@ -150,11 +172,74 @@ impl Tested for Ebpf {
             run(&world.pod, "ip", &[family, "rule", "del", "pref", "1338"]);
         }
     }
+
+    fn divert(world: &World<Self>) {
+        run(
+            &world.pod,
+            "ip",
+            &["rule", "add", "pref", "1", "lookup", "main"],
+        );
+    }
+}
+
+thread_local! {
+    /// Which iptables a test of this thread means.
+    pub static FLAVOUR: Cell<Flavour> = const { Cell::new(Flavour::Nft) };
+}
+
+impl World<Iptables> {
+    /// One line for the iptables of both address families.
+    fn iptables(&self, line: &str) {
+        let flavour = match FLAVOUR.get() {
+            Flavour::Legacy => "legacy",
+            Flavour::Nft => "nft",
+        };
+        for program in ["iptables", "ip6tables"] {
+            let arguments: Vec<&str> = line.split(' ').collect();
+            run(&self.pod, &format!("{program}-{flavour}"), &arguments);
+        }
+    }
+}
+
+impl Tested for Iptables {
+    const NAME: BackEnd = BackEnd::Iptables;
+
+    fn open(cgroup: &CgroupPath) -> Self {
+        Self::new(cgroup.clone(), FLAVOUR.get())
+    }
+
+    fn close(_cgroup: &CgroupPath) {}
+
+    fn flush_capture(world: &World<Self>) {
+        world.iptables("-t nat -F PODVEIL_CAPTURE");
+        world.iptables("-t nat -F PODVEIL_CAPTURE_IN");
+    }
+
+    fn names_capture(error: &VerifyError) -> bool {
+        matches!(error, VerifyError::IptablesChain { chain, .. } if chain == "PODVEIL_CAPTURE")
+    }
+
+    fn kept(_cgroup: &CgroupPath) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn lose_answers(world: &World<Self>) {
+        world.iptables("-t mangle -F PODVEIL_MARKS");
+    }
+
+    fn divert(world: &World<Self>) {
+        world.iptables("-t nat -I OUTPUT -p tcp --dport 15008 -j REDIRECT --to-ports 9");
+    }
 }
 
 fn pins(cgroup: &CgroupPath) -> std::path::PathBuf {
     let name = cgroup.absolute();
     std::path::Path::new("/run").join(name.file_name().unwrap())
+}
+
+/// The proxy's, in the tests of one process.
+pub fn cgroup_of(process: u32) -> CgroupPath {
+    cgroup::locate(&format!("podveil-test-{process}")).unwrap()
 }
 
 pub struct World<B: Tested> {
@@ -172,8 +257,7 @@ impl<B: Tested> World<B> {
         let turn = ONE_AT_A_TIME
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
-        let name = format!("podveil-test-{}", std::process::id());
-        let cgroup = cgroup::locate(&name).unwrap();
+        let cgroup = cgroup_of(std::process::id());
         std::fs::create_dir_all(cgroup.absolute()).unwrap();
         let world = Self {
             pod: new_netns(),
@@ -324,13 +408,20 @@ impl<B: Tested> World<B> {
     }
 
     /// All back ends, with the same folder and cgroup.
-    pub fn back_ends(&self, choice: BackEndChoice) -> BackEnds {
-        BackEnds::open(choice, &pins(&self.cgroup), self.cgroup.clone()).unwrap()
+    pub async fn back_ends(&self, choice: BackEndChoice) -> BackEnds {
+        BackEnds::open(choice, &pins(&self.cgroup), self.cgroup.clone())
+            .await
+            .unwrap()
     }
 
     /// A process that starts anew takes over.
     pub fn restart(&mut self) {
         self.backend = B::open(&self.cgroup);
+    }
+
+    /// Where eBPF's maps and links are.
+    pub fn pins(&self) -> std::path::PathBuf {
+        pins(&self.cgroup)
     }
 
     pub fn kept(&self) -> Vec<String> {
@@ -344,6 +435,14 @@ impl<B: Tested> World<B> {
 
     pub fn sysctl(&self, setting: &str) {
         run(&self.pod, "sysctl", &["-q", setting]);
+    }
+
+    /// The peer is the way to everywhere.
+    pub fn default_routes(&self) {
+        for family in Family::BOTH {
+            let via = self.peer_ip(family).to_string();
+            run(&self.pod, "ip", &["route", "add", "default", "via", &via]);
+        }
     }
 
     /// Another link between the two; their addresses on it.
@@ -421,8 +520,30 @@ impl<B: Tested> World<B> {
 
     /// Rules, routes and sysctls that anybody could have left.
     pub fn everything(&self) -> String {
+        // A built-in table of iptables stays, once it is there, without a rule.
+        let is_rule = |line: &&str| {
+            let line = line.trim();
+            let begins = [
+                "table ip filter",
+                "table ip mangle",
+                "table ip nat",
+                "table ip6 ",
+            ];
+            !(line.is_empty()
+                || line == "}"
+                || line.starts_with("# ")
+                || begins.iter().any(|begin| line.starts_with(begin))
+                || line.starts_with("chain ")
+                || line.ends_with("policy accept;"))
+        };
+        let rules = run(&self.pod, "nft", &["list", "ruleset"]);
+        let rules: Vec<&str> = rules.lines().filter(is_rule).collect();
         [
-            run(&self.pod, "nft", &["list", "ruleset"]),
+            rules.join("\n"),
+            run(&self.pod, "iptables-legacy-save", &["-t", "nat"])
+                .contains("PODVEIL")
+                .to_string(),
+            run(&self.pod, "ipset", &["save"]),
             run(&self.pod, "ip", &["rule"]),
             run(&self.pod, "ip", &["-6", "rule"]),
             run(&self.pod, "ip", &["route", "show", "table", "all"]),
