@@ -191,6 +191,7 @@ pub(crate) fn workload(cluster: &Cluster, pod: &Pod, derived: Derived) -> Worklo
             "latest",
         ),
         host_ports: pod.host_ports.clone(),
+        node_uid: pod.node_uid.clone(),
         probe_ports: pod.probe_ports.clone(),
         ..bare(
             pod.uid.clone(),
@@ -205,6 +206,7 @@ pub(crate) fn workload(cluster: &Cluster, pod: &Pod, derived: Derived) -> Worklo
 fn bare(uid: Uid, name: Arc<str>, identity: WorkloadIdentity, node: KubernetesName) -> Workload {
     Workload {
         uid,
+        node_uid: None,
         workload_name: name.clone(),
         canonical_name: name.clone(),
         canonical_revision: "latest".into(),

@@ -233,6 +233,7 @@ impl Kept for Pod {
             name,
             namespace,
             uid,
+            node_uid,
             node,
             service_account,
             addresses,
@@ -251,6 +252,7 @@ impl Kept for Pod {
         *name == other.name
             && *namespace == other.namespace
             && *uid == other.uid
+            && *node_uid == other.node_uid
             && *node == other.node
             && *service_account == other.service_account
             && *addresses == other.addresses

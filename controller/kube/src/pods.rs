@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::kinds::{kubernetes_name, only, version};
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use podveil_model::Uid;
 use podveil_source::{Phase, Pod, labels};
@@ -27,6 +28,10 @@ const ANNOTATIONS: &[&str] = &[
     labels::PLAIN_INBOUND_PORTS,
 ];
 
+/// By the kubelet on the copies that it makes of pods from files on its node: the UID that it knows the pod by.
+const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
+const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+
 /// `None` for a pod that is not bound to a node yet: nobody can reach it, and no node has to do with it.
 pub(crate) fn read(object: core::Pod) -> Option<Pod> {
     let version = version(&object);
@@ -35,6 +40,7 @@ pub(crate) fn read(object: core::Pod) -> Option<Pod> {
     let status = object.status.unwrap_or_default();
     let node = kubernetes_name(spec.node_name.as_deref())?;
     let host_network = spec.host_network.unwrap_or_default();
+    let node_uid = node_uid(&metadata, node.as_str());
     let mut annotations = only(metadata.annotations, ANNOTATIONS);
     for value in annotations.values_mut() {
         // Too long to be right, and cut off it still is: a sentence says so, and nobody carries it around.
@@ -46,6 +52,7 @@ pub(crate) fn read(object: core::Pod) -> Option<Pod> {
         name: metadata.name.as_deref()?.into(),
         namespace: kubernetes_name(metadata.namespace.as_deref())?,
         uid: Uid(metadata.uid.as_deref()?.into()),
+        node_uid,
         service_account: kubernetes_name(Some(
             spec.service_account_name.as_deref().unwrap_or("default"),
         ))?,
@@ -69,6 +76,18 @@ pub(crate) fn read(object: core::Pod) -> Option<Pod> {
         version,
         decided: version,
     })
+}
+
+/// Of a pod from a file on this node. Both annotations and the owner must be as a kubelet writes them; the UID is a hash
+/// of 32 digits, so that whoever writes them by hand cannot name a pod that was made through the API, whose UID has dashes.
+fn node_uid(metadata: &ObjectMeta, node: &str) -> Option<Uid> {
+    let annotation = |name| metadata.annotations.as_ref()?.get(name);
+    let hash = annotation(CONFIG_HASH)?;
+    let mut owners = metadata.owner_references.iter().flatten();
+    let of_node = owners.any(|owner| owner.kind == "Node" && owner.name == node);
+    let is_hash = hash.len() == 32 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (of_node && is_hash && annotation(CONFIG_MIRROR) == Some(hash))
+        .then(|| Uid(hash.as_str().into()))
 }
 
 fn addresses(status: &core::PodStatus, host_network: bool) -> Vec<IpAddr> {
@@ -220,4 +239,46 @@ pub(crate) fn is_tcp(protocol: Option<&str>) -> bool {
 /// A port, which is never 0.
 pub(crate) fn number(port: i32) -> Option<u16> {
     u16::try_from(port).ok().filter(|port| *port != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+    #[test]
+    fn a_pod_from_a_file_has_the_uid_that_its_own_kubelet_gave_it() {
+        let hash = "3f0b4a399b1c2f6f0c8d51aa7c7a6d9e";
+        let other = "7c7a6d9e-3f0b-4a39-9b1c-2f6f0c8d51aa";
+        for (config_hash, mirror, kind, owner, found) in [
+            (hash, hash, "Node", "node-1", true),
+            (hash, hash, "Node", "node-2", false),
+            (hash, hash, "ReplicaSet", "node-1", false),
+            (hash, "", "Node", "node-1", false),
+            ("", hash, "Node", "node-1", false),
+            // That of a pod made through the API.
+            (other, other, "Node", "node-1", false),
+        ] {
+            let annotations = [(CONFIG_HASH, config_hash), (CONFIG_MIRROR, mirror)];
+            let metadata = ObjectMeta {
+                annotations: Some(
+                    annotations
+                        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+                        .into(),
+                ),
+                owner_references: Some(vec![OwnerReference {
+                    kind: kind.to_owned(),
+                    name: owner.to_owned(),
+                    ..OwnerReference::default()
+                }]),
+                ..ObjectMeta::default()
+            };
+            let uid = node_uid(&metadata, "node-1");
+            assert_eq!(
+                uid,
+                found.then(|| hash.into()),
+                "{config_hash} {mirror} {kind} {owner}"
+            );
+        }
+    }
 }

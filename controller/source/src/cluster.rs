@@ -80,6 +80,9 @@ pub struct Pod {
     pub name: Arc<str>,
     pub namespace: KubernetesName,
     pub uid: Uid,
+    /// The UID that its node knows it by, where that is another one: a pod from a file on the node, which the kubelet
+    /// shows to the cluster as a copy with a UID of its own.
+    pub node_uid: Option<Uid>,
     pub node: KubernetesName,
     pub service_account: KubernetesName,
     pub addresses: Vec<IpAddr>,

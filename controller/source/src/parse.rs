@@ -245,6 +245,7 @@ fn pod(workload: file::Workload, version: u64) -> Pod {
         name: workload.name.0.as_str().into(),
         namespace: workload.namespace.0,
         uid: Uid(workload.uid.value.into()),
+        node_uid: None,
         node: workload.node.0,
         service_account: workload.service_account.0,
         addresses: addresses(workload.addresses),

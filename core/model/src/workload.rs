@@ -53,6 +53,9 @@ pub enum External {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Workload {
     pub uid: Uid,
+    /// The UID that its node knows it by, where that is another one: a pod from a file on the node, which the kubelet
+    /// shows to the cluster as a copy with a UID of its own.
+    pub node_uid: Option<Uid>,
     pub name: Arc<str>,
     pub identity: WorkloadIdentity,
     /// All addresses at which it is reached; whether they are its own says `host_network`.

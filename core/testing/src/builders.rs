@@ -18,6 +18,7 @@ fn trust_domain() -> TrustDomain {
 pub fn workload(name: &str) -> WorkloadBuilder {
     WorkloadBuilder(Workload {
         uid: name.into(),
+        node_uid: None,
         name: name.into(),
         identity: WorkloadIdentity::new(trust_domain(), "shop", "web").expect("legal names"),
         addresses: Vec::new(),

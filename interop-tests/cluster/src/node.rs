@@ -162,8 +162,32 @@ impl Node {
             .map(drop)
     }
 
+    /// Gives the kubelet a pod from a file, or takes it away again (`None`).
+    ///
+    /// # Errors
+    /// If the file cannot be written or removed.
+    pub fn set_static_pod(&self, name: &str, manifest: Option<&str>) -> anyhow::Result<()> {
+        let file = self.manifests().join(format!("{name}.yaml"));
+        match manifest {
+            // In one step, since the kubelet watches.
+            Some(manifest) => {
+                let unfinished = self.folder.join(format!("{}-{name}.yaml", self.name()));
+                fs::write(&unfinished, manifest)?;
+                fs::rename(unfinished, file)?;
+            }
+            None => fs::remove_file(file)?,
+        }
+        Ok(())
+    }
+
+    /// Where the kubelet finds pods that the API server does not know of.
+    fn manifests(&self) -> PathBuf {
+        self.folder.join(format!("{}-manifests", self.name()))
+    }
+
     pub(crate) fn start_kubernetes(&mut self) -> anyhow::Result<()> {
         self.make_cgroups()?;
+        fs::create_dir_all(self.manifests())?;
         self.write("kubelet", &self.kubelet_config().to_string())?;
         self.start_kubelet()?;
         self.start_kube_proxy()
@@ -290,6 +314,7 @@ impl Node {
             "localStorageCapacityIsolation": false,
             "imageGCHighThresholdPercent": 100,
             "maxPods": 500,
+            "staticPodPath": self.manifests(),
             "resolvConf": "/etc/resolv.conf",
             "volumePluginDir": "/var/lib/kubelet/volume-plugins",
             "nodeStatusUpdateFrequency": "5s",

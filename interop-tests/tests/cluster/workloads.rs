@@ -31,7 +31,35 @@ pub fn every_kind_of_workload_and_service_is_served(podveil: &Podveil<'_>) -> an
     headless(cluster).context("a headless Service")?;
     replaced(podveil).context("a replaced pod of a StatefulSet")?;
     node_ports(cluster).context("a NodePort")?;
+    static_pod(podveil).context("a pod from a file on its node")?;
     job(podveil).context("a Job")
+}
+
+/// Its kubelet knows it by another UID than the cluster does.
+fn static_pod(podveil: &Podveil<'_>) -> anyhow::Result<()> {
+    let cluster = podveil.cluster;
+    let node = &cluster.nodes[1];
+    let manifest = pod(NAMESPACE, "etched", "node-2");
+    let (manifest, _service) = manifest.split_once("---").context("a pod and a Service")?;
+    node.set_static_pod("etched", Some(manifest))?;
+    let mirror = ["--namespace=bazaar", "pod", "etched-node-2"];
+    eventually(SETTLE, "the kubelet shows it to the cluster", || {
+        cluster.get(&mirror)
+    })?;
+    cluster.wait_for_pods(NAMESPACE)?;
+    podveil.wait_for_stage(NAMESPACE, "mandatory", SETTLE)?;
+    let status = &cluster.get(&mirror)?["status"];
+    let address: IpAddr = status["podIP"].as_str().context("its address")?.parse()?;
+    let url = format!("http://{}/", SocketAddr::new(address, APP_PORT));
+    let captured = across(cluster, NAMESPACE, || {
+        curl(cluster, NAMESPACE, "client", &url).map(drop)
+    })?;
+    only_tls(captured)?;
+    node.set_static_pod("etched", None)?;
+    eventually(SETTLE, "it is gone", || {
+        ensure!(cluster.get(&mirror).is_err(), "it is still there");
+        Ok(())
+    })
 }
 
 /// By the name of all pods and by that of one, which its successor takes over; in tunnels, since it crosses the link so.

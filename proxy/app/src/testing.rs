@@ -29,6 +29,7 @@ pub fn workload(name: &str, owner: &str, address: &str) -> Arc<Workload> {
         exclude_outbound_ports: Default::default(),
         exclude_inbound_ports: Default::default(),
         plain_inbound_ports: Default::default(),
+        node_uid: None,
         probe_ports: Default::default(),
         host_ports: Default::default(),
         locality: Default::default(),

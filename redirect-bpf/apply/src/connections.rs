@@ -56,6 +56,11 @@ impl Connections {
         })?
     }
 
+    /// Is this one of the namespace's own addresses?
+    pub fn is_own(&self, ip: IpAddr) -> bool {
+        self.addresses.contains(&ip)
+    }
+
     /// Connections that leave the pod past the proxy, half-open and closing ones too; not those in TIME-WAIT, which carry
     /// no more data and may be thousands.
     pub fn direct(&self) -> BTreeSet<Connection> {

@@ -9,7 +9,7 @@ use crate::holder::{self, Held};
 use crate::listeners::PodListeners;
 use crate::pod::{Acceptance, Action, Event, Next, Pod};
 use crate::reports::{Change, InUse};
-use crate::work::{self, Done};
+use crate::work::{self, Done, Sought};
 use crate::zds::{Offer, Offers, Proxy, Taking};
 use crate::{PodStatus, Status};
 use podveil_apply::{Backend, Chosen, Connection};
@@ -337,7 +337,7 @@ impl<B: Backend> Reconciler<B> {
             return;
         };
         let (backend, fence) = (self.backend.clone(), self.fence.subscribe());
-        let finder = self.finder.clone();
+        let (finder, sought) = (self.finder.clone(), Sought::of(&entry.workload));
         let found = entry.place.as_ref().map(|place| place.found.clone());
         let (older, stands) = (entry.older.clone(), entry.fence.clone());
         let backlog = self.config.backlog;
@@ -356,7 +356,7 @@ impl<B: Backend> Reconciler<B> {
             };
             let fence = fence.borrow().clone();
             let done = match (action, found) {
-                (Action::Find, _) => work::look_for(backend, finder, uid.clone(), &places).await,
+                (Action::Find, _) => work::look_for(backend, finder, sought, &places).await,
                 (Action::Listen, Some(found)) => work::listen(found.netns, backlog, proxy).await,
                 (Action::Apply(capture), Some(found)) => {
                     work::apply(backend, found.netns, capture, fence).await
@@ -365,7 +365,7 @@ impl<B: Backend> Reconciler<B> {
                     work::change_fence(backend, found.netns, stands, fence).await
                 }
                 (Action::Check { verify }, Some(found)) => {
-                    work::check(backend, finder, uid.clone(), found, older, verify).await
+                    work::check(backend, finder, sought.uid, found, older, verify).await
                 }
                 (Action::Remove, Some(found)) => work::remove(backend, found.netns).await,
                 (Action::Forget, _) => Event::Forgotten.into(),

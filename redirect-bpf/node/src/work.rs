@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The pieces of work that pods ask for. Each runs as a task of its own and ends with a [`Done`].
 
+use crate::Obstacle;
 use crate::finder::{FindError, Finder, Found};
 use crate::listeners::{ListenersError, PodListeners};
 use crate::pod::Event;
-use podveil_apply::{ApplyError, Backend, Connection, VerifyError};
-use podveil_model::Uid;
+use podveil_apply::{ApplyError, Backend, Connection, Connections, ListError, VerifyError};
+use podveil_model::{Uid, Workload};
 use podveil_netns::NetNs;
 use podveil_netns::seqpacket::Peer;
 use podveil_plan::{Capture, Fence};
 use std::collections::BTreeSet;
 use std::error::Error;
+use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
@@ -60,14 +62,47 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
+/// What a pod's namespace is found by.
+#[derive(Clone, Debug)]
+pub struct Sought {
+    /// What its kubelet knows it by.
+    pub uid: Uid,
+    /// Where that is only said to be the pod: the namespace must have one of its addresses, which nobody but a kubelet can
+    /// tell the cluster.
+    pub proof: Option<Vec<IpAddr>>,
+}
+
+impl Sought {
+    pub fn of(workload: &Workload) -> Self {
+        match &workload.node_uid {
+            None => Self {
+                uid: workload.uid.clone(),
+                proof: None,
+            },
+            Some(uid) => Self {
+                uid: uid.clone(),
+                proof: Some(workload.addresses.clone()),
+            },
+        }
+    }
+
+    fn is_proved(&self, netns: &NetNs) -> Result<bool, ListError> {
+        let Some(addresses) = &self.proof else {
+            return Ok(true);
+        };
+        let there = Connections::list(netns)?;
+        Ok(addresses.iter().any(|address| there.is_own(*address)))
+    }
+}
+
 /// `places`: where the work begins that is done in a namespace, once that is found.
 pub async fn look_for<B: Backend>(
     backend: Arc<B>,
     finder: Arc<Finder>,
-    uid: Uid,
+    sought: Sought,
     places: &Semaphore,
 ) -> Done {
-    let found = match finder.find(&uid).await {
+    let found = match finder.find(&sought.uid).await {
         Ok(found) => found,
         Err(FindError::Missing { what, obstacle }) => {
             return Event::Missing {
@@ -79,6 +114,20 @@ pub async fn look_for<B: Backend>(
         Err(error) => return failed(&error),
     };
     let _place = places.acquire().await;
+    match sought.is_proved(&found.netns) {
+        Ok(true) => {}
+        Ok(false) => {
+            return Event::Missing {
+                reason: format!(
+                    "the pod {} of this node has none of its addresses",
+                    sought.uid
+                ),
+                obstacle: Obstacle::NotFound,
+            }
+            .into();
+        }
+        Err(error) => return failed(&error),
+    }
     match backend.stands(&found.netns).await {
         Ok(stands) => Done {
             found: Some(found),
@@ -191,5 +240,34 @@ pub async fn remove<B: Backend>(backend: Arc<B>, netns: Arc<NetNs>) -> Done {
     match backend.remove(&netns).await {
         Ok(()) => Event::Removed.into(),
         Err(error) => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use podveil_testing::workload;
+
+    #[test]
+    fn a_namespace_that_is_only_said_to_be_the_pods_must_have_its_address() {
+        let here = NetNs::current().unwrap();
+        let mut workload = Workload::clone(&workload("web-1").address("127.0.0.1").build());
+        let sought = Sought::of(&workload);
+        assert_eq!(sought.uid, "web-1".into());
+        // That nobody but the API server gives: no more is asked.
+        workload.addresses.clear();
+        assert!(Sought::of(&workload).is_proved(&here).unwrap());
+        let hash = "0123456789abcdef0123456789abcdef";
+        workload.node_uid = Some(hash.into());
+        for (addresses, proved) in [
+            (vec![], false),
+            (vec!["192.0.2.7"], false),
+            (vec!["192.0.2.7", "127.0.0.1"], true),
+        ] {
+            workload.addresses = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
+            let sought = Sought::of(&workload);
+            assert_eq!(sought.uid, hash.into());
+            assert_eq!(sought.is_proved(&here).unwrap(), proved, "{addresses:?}");
+        }
     }
 }

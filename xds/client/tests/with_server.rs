@@ -52,6 +52,7 @@ fn full_workload() -> Workload {
         exclude_inbound_ports: [9999].into(),
         plain_inbound_ports: [9090].into(),
         probe_ports: [8081].into(),
+        node_uid: Some("0123456789abcdef0123456789abcdef".into()),
         host_ports: [(443, 8443)].into(),
         locality: Locality {
             region: "r1".into(),

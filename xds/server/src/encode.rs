@@ -196,6 +196,7 @@ fn extension(workload: &Workload) -> ours::WorkloadExtension {
         .into(),
         probe_ports: numbers(&workload.probe_ports),
         host_ports: port_mappings(&workload.host_ports),
+        node_uid: (workload.node_uid.as_ref()).map_or_else(String::new, ToString::to_string),
     }
 }
 

@@ -64,6 +64,7 @@ impl TryFrom<wire::Workload> for Parsed<Workload> {
         }
         Ok(Self(Workload {
             uid: Uid(required("uid", wire.uid)?),
+            node_uid: enrolment.node_uid,
             name: text("name", wire.name)?,
             identity: WorkloadIdentity {
                 trust_domain: trust_domain(
@@ -160,6 +161,7 @@ struct Enrolment {
     plain_inbound_ports: BTreeSet<u16>,
     terminating: bool,
     external: External,
+    node_uid: Option<Uid>,
     probe_ports: BTreeSet<u16>,
     host_ports: BTreeMap<u16, u16>,
 }
@@ -192,6 +194,7 @@ impl Enrolment {
                 plain_inbound_ports: BTreeSet::new(),
                 terminating: false,
                 external: External::default(),
+                node_uid: None,
                 probe_ports: BTreeSet::new(),
                 host_ports: BTreeMap::new(),
             });
@@ -226,6 +229,10 @@ impl Enrolment {
             external: match known_enum("external", extension.external)? {
                 ours::External::Allow => External::Allow,
                 ours::External::Refuse => External::Refuse,
+            },
+            node_uid: match text("node_uid", extension.node_uid)? {
+                empty if empty.is_empty() => None,
+                uid => Some(Uid(uid)),
             },
             probe_ports: ports("probe_ports", extension.probe_ports)?,
             host_ports: port_mappings("host_ports", extension.host_ports)?,

@@ -33,6 +33,9 @@ pub struct WorkloadExtension {
     /// Ports of its node that lead to it.
     #[prost(message, repeated, tag = "10")]
     pub host_ports: ::prost::alloc::vec::Vec<PortMapping>,
+    /// The UID that its node knows it by, where that is not its own: a pod from a file on the node. Else empty.
+    #[prost(string, tag = "11")]
+    pub node_uid: ::prost::alloc::string::String,
 }
 /// In `istio.workload.Service.extensions` under the name `podveil.io/service`.
 #[derive(Clone, PartialEq, ::prost::Message)]

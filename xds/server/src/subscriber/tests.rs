@@ -35,6 +35,7 @@ fn workload(uid: &str, ip: &str) -> Workload {
         exclude_outbound_ports: Default::default(),
         exclude_inbound_ports: Default::default(),
         plain_inbound_ports: Default::default(),
+        node_uid: None,
         probe_ports: Default::default(),
         host_ports: Default::default(),
         locality: Default::default(),
