@@ -17,6 +17,9 @@ const TABLE: &str = "outage";
 /// After SIGKILL.
 const END: Duration = Duration::from_secs(20);
 
+/// What the process has among its arguments that only starts another one.
+const SUPERVISOR: &str = "--supervise";
+
 impl Machine {
     /// Its processes that were started by exactly this program name (the last part of its path), with all these words
     /// among the arguments, as this host numbers them.
@@ -40,6 +43,7 @@ impl Machine {
                 Path::new(path).file_name().and_then(|name| name.to_str()) == Some(program)
             });
             if is_program
+                && !arguments.contains(&SUPERVISOR)
                 && words.iter().all(|word| arguments.contains(word))
                 && (namespace(pid).as_ref() == Some(&own) || self.is_ancestor_of(pid))
             {

@@ -23,6 +23,7 @@ mod recorder;
 pub mod redirect;
 mod remains;
 pub mod reports;
+pub mod supervisor;
 #[cfg(test)]
 mod testing;
 pub mod zds;

@@ -6,6 +6,7 @@
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use podveil_node::config::{Module, NodeConfig};
+use podveil_node::supervisor::{self, Supervisor};
 use podveil_node::{log, proxy, redirect};
 use podveil_program::{
     ProcessEnvironment, forbid_core_dumps, raise_descriptor_limit, shutdown_signal,
@@ -25,6 +26,12 @@ struct Arguments {
     /// The configuration file; without one the environment says everything.
     #[arg(long, global = true)]
     config: Option<PathBuf>,
+    /// Do nothing but run the module in a process of its own, and start that again at once whenever it is killed.
+    #[arg(long)]
+    supervise: bool,
+    /// The supervisor that has started this process.
+    #[arg(long, hide = true)]
+    parent: Option<i32>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -40,6 +47,12 @@ fn main() -> anyhow::Result<()> {
     let config = NodeConfig::load(arguments.config.as_deref(), &ProcessEnvironment)?;
     log::init(config.log).context("the log cannot be written")?;
     forbid_core_dumps();
+    if let Some(parent) = arguments.parent {
+        supervisor::end_with(parent)?;
+    }
+    if arguments.supervise {
+        return supervise();
+    }
     let module = config.module()?;
     if module == Module::Redirect || arguments.command.is_some() {
         podveil_netns::cgroup::enter_host_namespace()?;
@@ -60,6 +73,19 @@ fn main() -> anyhow::Result<()> {
     let result = runtime.block_on(run(config, module, arguments.command));
     // Nothing that still blocks may hold up the end.
     runtime.shutdown_background();
+    log::flush();
+    result
+}
+
+/// One thread, which starts the program and lives until the end.
+fn supervise() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("the runtime cannot be started")?;
+    let arguments = std::env::args_os().skip(1);
+    let supervisor = Supervisor::new(arguments.filter(|one| one != "--supervise"))?;
+    let result = runtime.block_on(supervisor.run());
     log::flush();
     result
 }
