@@ -56,6 +56,15 @@ impl Connections {
         })?
     }
 
+    /// Has the namespace been given an address by which others reach it? Loopback and link-local ones it has by itself.
+    pub fn has_address(&self) -> bool {
+        let by_itself = |ip: &IpAddr| match ip {
+            IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
+            IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local(),
+        };
+        !self.addresses.iter().all(by_itself)
+    }
+
     /// Is this one of the namespace's own addresses?
     pub fn is_own(&self, ip: IpAddr) -> bool {
         self.addresses.contains(&ip)

@@ -185,6 +185,11 @@ impl Pod {
         }
     }
 
+    /// Is it to be captured?
+    pub fn is_wanted(&self) -> bool {
+        self.goal.is_some()
+    }
+
     /// Something of ours stands in the namespace, as far as is known.
     pub fn stands(&self) -> bool {
         self.standing != Standing::Nothing
@@ -223,6 +228,8 @@ impl Pod {
     /// Something has happened to its namespace, or to what was waited for.
     pub fn look_now(&mut self, now: Instant) {
         self.check_at = now;
+        // Another address, and capture is another one.
+        self.verify_at = now;
         self.try_now();
     }
 

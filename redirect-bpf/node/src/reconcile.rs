@@ -337,7 +337,8 @@ impl<B: Backend> Reconciler<B> {
             return;
         };
         let (backend, fence) = (self.backend.clone(), self.fence.subscribe());
-        let (finder, sought) = (self.finder.clone(), Sought::of(&entry.workload));
+        let sought = Sought::of(&entry.workload, entry.pod.is_wanted());
+        let finder = self.finder.clone();
         let found = entry.place.as_ref().map(|place| place.found.clone());
         let (older, stands) = (entry.older.clone(), entry.fence.clone());
         let backlog = self.config.backlog;
