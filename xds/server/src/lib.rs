@@ -15,6 +15,7 @@ mod body;
 mod encode;
 mod published;
 mod publisher;
+mod requests;
 mod resources;
 mod response;
 mod service;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 /// About as many bytes are put together at once: one frame of HTTP/2 as peers take them.
 const CHUNK_BYTES: usize = 16 * 1024;
 /// SPEC: before each message of gRPC stands whether it is compressed, and its length in four bytes.
-const PREFIX_BYTES: usize = 5;
+pub(crate) const PREFIX_BYTES: usize = 5;
 /// `DeltaDiscoveryResponse.resources`: field 2, length-delimited.
 const RESOURCES_KEY: u8 = 2 << 3 | 2;
 

@@ -2,9 +2,9 @@
 use crate::Publisher;
 use crate::body::ResponseBody;
 use crate::published::Published;
+use crate::requests::Requests;
 use crate::response::Response;
 use crate::subscriber::{Heard, Subscriber, Unacceptable};
-use podveil_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use podveil_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::SERVICE_NAME;
 use std::convert::Infallible;
 use std::fmt;
@@ -16,17 +16,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
-use tonic::codec::Codec;
 use tonic::server::NamedService;
-use tonic::{Extensions, Status, Streaming};
-use tonic_prost::ProstCodec;
+use tonic::{Extensions, Status};
 
 const METHOD: &str =
     "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 /// Responses made and not yet taken by the connection: one, so that what follows is made from the newest snapshot.
 const QUEUED_RESPONSES: usize = 1;
-/// A reconnecting subscriber names every resource it holds in one request.
-const MAX_REQUEST_BYTES: usize = 64 << 20;
 /// Streams that begin at once. What one is first told, and what it says it holds, may be megabytes; all nodes come at once
 /// when a controller starts.
 const BEGINNING: usize = 4;
@@ -69,15 +65,11 @@ impl DiscoveryService {
 
     fn begin(&self, request: http::Request<Body>) -> Result<ResponseBody, Status> {
         let caller = (self.authorize)(request.extensions())?;
-        let decoder =
-            ProstCodec::<DeltaDiscoveryRequest, DeltaDiscoveryRequest>::default().decoder();
-        let requests =
-            Streaming::new_request(decoder, request.into_body(), None, Some(MAX_REQUEST_BYTES));
         let (responses_in, responses) = mpsc::channel(QUEUED_RESPONSES);
         let stream = Stream {
             subscriber: Subscriber::new(self.publisher.instance()),
             published: self.publisher.subscribe(),
-            requests,
+            requests: Requests::new(request.into_body()),
             responses: responses_in,
             beginning: self.beginning.clone(),
         };
@@ -135,7 +127,7 @@ impl tower::Service<http::Request<Body>> for DiscoveryService {
 struct Stream {
     subscriber: Subscriber,
     published: watch::Receiver<Option<Arc<Published>>>,
-    requests: Streaming<DeltaDiscoveryRequest>,
+    requests: Requests,
     responses: mpsc::Sender<Result<Response, Status>>,
     beginning: Arc<Semaphore>,
 }
@@ -221,7 +213,7 @@ impl Stream {
                         };
                     }
                 }
-                request = self.requests.message() => match request {
+                request = self.requests.next() => match request {
                     Ok(Some(request)) => match self.subscriber.request(request) {
                         Ok(Heard::Rejected { reason }) => {
                             tracing::warn!(caller = %caller.0, %reason, "a subscriber rejected a response");
@@ -240,7 +232,9 @@ impl Stream {
                         }
                     },
                     Ok(None) => return End { reason: "the subscriber ended it", status: None },
-                    Err(_) => return End { reason: "the connection was lost", status: None },
+                    Err(status) => {
+                        return End { reason: "its requests cannot be read", status: Some(status) };
+                    }
                 }
             }
         }
