@@ -127,6 +127,10 @@ fn up() -> anyhow::Result<()> {
         "it is up already: `cargo xtask cluster down` first"
     );
     checkout()?;
+    // Of an owner that was killed: its kubeconfig would be taken for the new one's.
+    if state().exists() {
+        fs::remove_dir_all(state())?;
+    }
     fs::create_dir_all(state())?;
     let log = state().join("log");
     let output = fs::File::create(&log)?;
