@@ -292,7 +292,9 @@ fn a_value_that_cannot_be_read_is_the_strictest_where_no_good_one_is_known() {
     // Also where the namespace was there before: unlabelled, it had no setting of consequence.
     for before in [None, Some(UNLABELLED)] {
         let mut world = World::new();
-        before.map(|before| world.apply(before));
+        if let Some(before) = before {
+            world.apply(before);
+        }
         world.apply(&out);
         let web = world.workload("web");
         assert_eq!((web.mode, web.external), (Mode::Strict, External::Refuse));
