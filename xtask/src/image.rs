@@ -93,6 +93,14 @@ impl Name {
         }
     }
 
+    /// Programs that run on the node itself, which may have another C library or none: linked statically.
+    fn host_programs(self) -> &'static [&'static str] {
+        match self {
+            Self::Ca | Self::Controller => &[],
+            Self::Node => &["podveil-cni"],
+        }
+    }
+
     fn user(self) -> u32 {
         match self {
             Self::Ca | Self::Controller => NOBODY,
@@ -130,13 +138,33 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Builds the programs of these images and returns where they are.
-fn build(profile: Profile, names: &[Name]) -> anyhow::Result<PathBuf> {
-    let target = target()?;
-    if profile == Profile::Dev {
-        build_programs()?;
-        return Ok(target.join("debug"));
+/// The folders of what was built.
+struct Built {
+    programs: PathBuf,
+    host_programs: PathBuf,
+}
+
+/// Builds the programs of these images.
+fn build(profile: Profile, names: &[Name]) -> anyhow::Result<Built> {
+    let host = names.iter().flat_map(|name| name.host_programs());
+    let host: Vec<&str> = host.copied().collect();
+    let (programs, folder) = match profile {
+        Profile::Dev => {
+            build_programs()?;
+            (target()?.join("debug"), "debug")
+        }
+        Profile::Release => (build_release(names)?, "release"),
+    };
+    for program in host {
+        build_static(program, profile)?;
     }
+    Ok(Built {
+        programs,
+        host_programs: static_target()?.join(folder),
+    })
+}
+
+fn build_release(names: &[Name]) -> anyhow::Result<PathBuf> {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.current_dir(workspace()).args(["build", "--release"]);
     for program in names.iter().flat_map(|name| name.programs()) {
@@ -145,10 +173,10 @@ fn build(profile: Profile, names: &[Name]) -> anyhow::Result<PathBuf> {
     }
     let status = cargo.status().context("starting cargo")?;
     ensure!(status.success(), "the programs cannot be built ({status})");
-    Ok(target.join("release"))
+    Ok(target()?.join("release"))
 }
 
-fn image(name: Name, built: &Path) -> anyhow::Result<Image> {
+fn image(name: Name, built: &Built) -> anyhow::Result<Image> {
     // Two layers: an upgrade brings a new program and keeps the rest.
     let mut base = Layer::default();
     let mut own = Layer::default();
@@ -168,8 +196,12 @@ fn image(name: Name, built: &Path) -> anyhow::Result<Image> {
         add_xtables(&mut base)?;
     }
     for program in name.programs() {
-        let path = built.join(program);
+        let path = built.programs.join(program);
         add_libraries(&mut base, &path)?;
+        own.add(&format!("/usr/bin/{program}"), 0o755, stripped(&path)?)?;
+    }
+    for program in name.host_programs() {
+        let path = built.host_programs.join(program);
         own.add(&format!("/usr/bin/{program}"), 0o755, stripped(&path)?)?;
     }
     Ok(Image {
@@ -179,6 +211,38 @@ fn image(name: Name, built: &Path) -> anyhow::Result<Image> {
         user: name.user(),
         layers: vec![base, own],
     })
+}
+
+/// In a folder of its own, since cargo keeps one kind of linking for each.
+fn static_target() -> anyhow::Result<PathBuf> {
+    Ok(target()?.join("static"))
+}
+
+/// Builds it with the machine's own C library inside: no name is looked up, so nothing of that is missed at run time, and
+/// no other toolchain is needed.
+fn build_static(program: &str, profile: Profile) -> anyhow::Result<()> {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo
+        .current_dir(workspace())
+        .args(["rustc", "--quiet", "--package", program, "--bin", program])
+        .arg("--target-dir")
+        .arg(static_target()?);
+    let folder = match profile {
+        Profile::Dev => "debug",
+        Profile::Release => {
+            cargo.arg("--release");
+            "release"
+        }
+    };
+    cargo.args(["--", "--codegen", "target-feature=+crt-static"]);
+    let status = cargo.status().context("starting cargo")?;
+    ensure!(status.success(), "{program} cannot be built ({status})");
+    let path = static_target()?.join(folder).join(program);
+    ensure!(
+        closure::libraries(&path)?.is_empty(),
+        "{program} is not linked statically"
+    );
+    Ok(())
 }
 
 fn add_libraries(layer: &mut Layer, program: &Path) -> anyhow::Result<()> {

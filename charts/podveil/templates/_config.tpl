@@ -44,6 +44,9 @@ redirect:
   drain_bound: {{ sub .Values.node.terminationGracePeriodSeconds 3 }}s
   back_end: {{ .Values.node.redirect.backEnd }}
   bpf_dir: /sys/fs/bpf/podveil
+  cni: {{ .Values.node.cni.enabled }}
+  cni_fail_closed: {{ .Values.node.cni.failClosed }}
+  cni_exempt_namespaces: {{ append .Values.node.cni.exemptNamespaces .Release.Namespace | uniq | toJson }}
   {{- with .Values.node.redirect.criSocket }}
   cri_socket: {{ . }}
   {{- end }}

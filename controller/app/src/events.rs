@@ -42,6 +42,7 @@ enum Reason {
     NotCaptured,
     NotEnrolled,
     RefusesApiServer,
+    StartedUncaptured,
 }
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -174,7 +175,13 @@ fn due<'a>(
             }
             _ => None,
         };
+        let uncaptured = workload.started_uncaptured.then_some((
+            Reason::StartedUncaptured,
+            "its containers started before it was captured, since the CNI plugin did not ask about it: what they sent until \
+             then was plain. A pod made anew starts captured",
+        ));
         bad.chain(stage)
+            .chain(uncaptured)
             .map(|(reason, note)| (key(&workload.uid.to_string(), reason, note), pod(workload)))
     });
     of_namespaces.chain(of_pods)
@@ -195,7 +202,8 @@ impl Key {
             Reason::BadSetting
             | Reason::Enrolled
             | Reason::NotEnrolled
-            | Reason::RefusesApiServer => Duration::ZERO,
+            | Reason::RefusesApiServer
+            | Reason::StartedUncaptured => Duration::ZERO,
         }
     }
 }
@@ -231,6 +239,7 @@ fn event(key: &Key) -> Event {
         Reason::NotCaptured => (EventType::Warning, "NotCaptured"),
         Reason::NotEnrolled => (EventType::Warning, "NotEnrolled"),
         Reason::RefusesApiServer => (EventType::Warning, "RefusesApiServer"),
+        Reason::StartedUncaptured => (EventType::Warning, "StartedUncaptured"),
     };
     Event {
         type_,

@@ -354,6 +354,7 @@ fn parse(report: wire::NodeReport, publisher: &Publisher) -> (Report, bool) {
                 reason: workload.reason.chars().take(MAX_REASON_CHARS).collect(),
                 connections_older: workload.connections_older,
                 connections_captured: workload.connections_captured,
+                started_uncaptured: workload.started_uncaptured,
             };
             (Uid::from(workload.uid.as_str()), report)
         })

@@ -51,6 +51,8 @@ pub struct WorkloadReport {
     pub reason: String,
     pub connections_older: u32,
     pub connections_captured: u32,
+    /// Its containers may have run before it was captured.
+    pub started_uncaptured: bool,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -66,6 +66,8 @@ pub struct WorkloadStatus {
     pub conditions: Vec<String>,
     pub connections_older: u32,
     pub connections_captured: u32,
+    /// Its containers may have run before it was captured.
+    pub started_uncaptured: bool,
 }
 
 impl NodeStatus {
@@ -118,6 +120,8 @@ pub(crate) fn workload(entry: &Entry, nodes: &Nodes, now: Instant) -> WorkloadSt
         reason: reason(entry, nodes, now),
         conditions: entry.conditions().cloned().collect(),
         connections_older: report(Module::Redirect).map_or(0, |report| report.connections_older),
+        started_uncaptured: report(Module::Redirect)
+            .is_some_and(|report| report.started_uncaptured),
         connections_captured: report(Module::Proxy).map_or(0, |report| report.connections_captured),
     }
 }

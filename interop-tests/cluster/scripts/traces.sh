@@ -24,4 +24,6 @@ find /sys/fs/bpf -mindepth 1 | sed 's/^/pin: /'
 find /sys/fs/cgroup -maxdepth 2 -type d -name "$1*" | sed 's/^/cgroup: /'
 find /etc /opt /run /var/lib \( -path /var/lib/kubelet -o -path /var/lib/containerd -o -path /run/containerd \) -prune \
     -o -name '*podveil*' -print | sed 's/^/file: /'
+grep -s . /etc/cni/net.d/* /etc/cni/net.d/.[!.]* | sed 's/^/cni: /'
+ls -A /opt/cni/bin | sed 's/^/cni plugin: /'
 exit 0

@@ -65,6 +65,19 @@ pub fn first_tunnels(
     pods: usize,
     batch: usize,
 ) -> anyhow::Result<Vec<Reached>> {
+    first_tunnels_of(podveil, pods, batch, |name, _| object(name, ""))
+}
+
+/// The same with pods that look as `object` says, by their name and the client's addresses.
+///
+/// # Errors
+/// If a pod is not reached through a tunnel in time.
+pub fn first_tunnels_of(
+    podveil: &Podveil<'_>,
+    pods: usize,
+    batch: usize,
+    object: impl Fn(&str, &[IpAddr]) -> String,
+) -> anyhow::Result<Vec<Reached>> {
     let cluster = podveil.cluster;
     cluster.apply(&format!(
         "apiVersion: v1\nkind: Namespace\nmetadata: {{ name: {NAMESPACE} }}\n---\n{}",
@@ -74,6 +87,7 @@ pub fn first_tunnels(
     podveil.label(NAMESPACE, true)?;
     podveil.wait_for_stage(NAMESPACE, "mandatory", SETTLE)?;
     let client = Arc::new(netns_of(cluster, "client")?);
+    let own = addresses_of(cluster, "client")?;
     let link = NetNs::open(cluster.nodes[0].machine.netns())?;
     let capture = Arc::new(Capture::start(&link, b"", |_, _| true)?);
     let new = Addresses::watch(cluster)?;
@@ -83,7 +97,12 @@ pub fn first_tunnels(
         let some: Vec<String> = (all.len()..pods.min(all.len() + batch))
             .map(|number| format!("new-{number}"))
             .collect();
-        cluster.apply(&some.iter().map(|name| object(name)).collect::<String>())?;
+        cluster.apply(
+            &some
+                .iter()
+                .map(|name| object(name, &own))
+                .collect::<String>(),
+        )?;
         for _ in &some {
             let pod = new.next()?;
             let (client, capture, sender) = (client.clone(), capture.clone(), sender.clone());
@@ -239,6 +258,13 @@ impl Drop for Addresses {
     }
 }
 
+fn addresses_of(cluster: &Cluster, name: &str) -> anyhow::Result<Vec<IpAddr>> {
+    let object = cluster.get(&["--namespace=fresh", "pod", name])?;
+    let addresses = object["status"]["podIPs"].as_array();
+    let parse = |entry: &serde_json::Value| entry["ip"].as_str()?.parse().ok();
+    Ok(addresses.into_iter().flatten().filter_map(parse).collect())
+}
+
 /// Of the pod's first process, as this host sees it.
 fn netns_of(cluster: &Cluster, name: &str) -> anyhow::Result<NetNs> {
     let object = cluster.get(&["--namespace=fresh", "pod", name])?;
@@ -251,7 +277,8 @@ fn netns_of(cluster: &Cluster, name: &str) -> anyhow::Result<NetNs> {
     Ok(NetNs::open(process.path().join("ns/net"))?)
 }
 
-fn object(name: &str) -> String {
+/// A new pod; `more` goes into its spec.
+pub fn object(name: &str, more: &str) -> String {
     format!(
         "
 apiVersion: v1
@@ -260,7 +287,7 @@ metadata: {{ name: {name}, namespace: {NAMESPACE}, labels: {{ app: new }} }}
 spec:
   nodeSelector: {{ kubernetes.io/hostname: node-2 }}
   terminationGracePeriodSeconds: 0
-  containers:
+{more}  containers:
     - name: app
       image: {APP_IMAGE}
       imagePullPolicy: Never

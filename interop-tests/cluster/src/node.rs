@@ -270,7 +270,8 @@ impl Node {
         Ok(())
     }
 
-    fn cni(&self) -> Value {
+    /// The configuration that its CNI agent writes, as it were.
+    pub fn cni(&self) -> Value {
         let [v4, v6] = self.pod_ranges();
         json!({
             "cniVersion": "1.1.0",

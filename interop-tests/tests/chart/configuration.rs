@@ -156,6 +156,12 @@ fn what_programs_are_told_to_use_is_mounted_and_listened_to() -> anyhow::Result<
         check_file(container, &config.zds_socket, true)?;
         check_file(container, &config.listeners_socket, true)?;
         check_file(container, Path::new("/sys/fs/cgroup/x"), true)?;
+        let redirect = &config.redirect;
+        if redirect.cni {
+            check_file(container, &redirect.cni_socket, true)?;
+            check_file(container, &redirect.cni_bin_dir, true)?;
+            check_file(container, &redirect.cni_conf_dir, true)?;
+        }
         let port = &container["readinessProbe"]["httpGet"]["port"];
         ensure!(port == &json!(config.readiness_address.port()), "{port}");
     }

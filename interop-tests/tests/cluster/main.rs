@@ -5,11 +5,12 @@ mod new_pods;
 mod operations;
 mod outages;
 mod restarts;
+mod start_window;
 mod strict;
 mod upgrades;
 mod workloads;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use podveil_cluster::podveil::{Podveil, checkout_of_test};
 use podveil_cluster::{Cluster, journey};
 
@@ -31,7 +32,12 @@ fn podveil_on_a_cluster() -> anyhow::Result<()> {
         Ok(())
     };
     journey::walk(&cluster, &checkout, &mut report)?;
-    let values = [&journey::VALUES[..], &restarts::VALUES].concat();
+    let values = [
+        &journey::VALUES[..],
+        &restarts::VALUES,
+        &start_window::VALUES,
+    ]
+    .concat();
     let podveil = Podveil::install(&cluster, &checkout, &values)?;
     for (promise, test) in [
         (
@@ -46,6 +52,10 @@ fn podveil_on_a_cluster() -> anyhow::Result<()> {
         (
             "a new pod is soon reached through a tunnel",
             new_pods::a_new_pod_is_soon_reached_through_a_tunnel,
+        ),
+        (
+            "a pod sends and answers nothing in plain from its first instruction on",
+            |podveil| start_window::a_pod_sends_and_answers_nothing_in_plain(podveil, 20, 5),
         ),
         (
             "a rollout and a root rotation fail no request",
@@ -66,10 +76,26 @@ fn podveil_on_a_cluster() -> anyhow::Result<()> {
         "helm uninstall",
         podveil.uninstall().map(|()| String::new()),
     )?;
+    report(
+        "the CNI plugin is gone",
+        start_window::no_node_has_the_plugin(&cluster).map(|()| String::new()),
+    )?;
     ensure!(
         failed.is_empty(),
         "{} do not hold: {failed:?}",
         failed.len()
     );
     Ok(())
+}
+
+/// A long one: `make test` has twenty pods of it.
+#[test]
+#[ignore = "all"]
+fn two_hundred_pods_send_and_answer_nothing_in_plain() -> anyhow::Result<()> {
+    let checkout = checkout_of_test()?;
+    let cluster = Cluster::up(&checkout.podveilctl)?;
+    let values = [&journey::VALUES[..], &start_window::VALUES].concat();
+    let podveil = Podveil::install(&cluster, &checkout, &values)?;
+    start_window::a_pod_sends_and_answers_nothing_in_plain(&podveil, 200, 10)
+        .with_context(|| podveil.diagnosis())
 }

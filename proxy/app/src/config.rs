@@ -167,6 +167,24 @@ pub struct RedirectSection {
     /// With `find: directory`, the folder where a pod's network namespace is the file of its uid. Default `/run/netns`, where
     /// `ip netns` keeps them.
     pub netns_dir: PathBuf,
+    /// Is `podveil-cni` the last plugin of the node's CNI chain, so that a pod that is to be captured starts only then? It is
+    /// put there and kept there, and taken out when this is off. Default false; the chart sets it.
+    pub cni: bool,
+    /// Unix socket at which the plugin asks, by the same name here and on the node. Default `/run/podveil/cni/cni.sock`.
+    pub cni_socket: PathBuf,
+    /// The plugin's program, to be copied. Default `/usr/bin/podveil-cni`, where the image has it.
+    pub cni_plugin: PathBuf,
+    /// The container runtime's folder of CNI plugins, as it is seen here. Default `/host/opt/cni/bin`, where the chart mounts it.
+    pub cni_bin_dir: PathBuf,
+    /// The container runtime's folder of CNI configurations, as it is seen here. Default `/host/etc/cni/net.d`, where the chart
+    /// mounts it.
+    pub cni_conf_dir: PathBuf,
+    /// Does a pod stay out that the plugin cannot ask about, or that is not captured in time? Default true. Otherwise it starts
+    /// and is captured a little later.
+    pub cni_fail_closed: bool,
+    /// Namespaces that the plugin never asks about, so that a cold cluster starts. Default `kube-system` and
+    /// `podveil-system`.
+    pub cni_exempt_namespaces: Vec<String>,
     /// What captures pods' connections. Default `auto`. A pod that is captured stays with the back end that did it
     /// until it is released.
     pub back_end: BackEnd,
@@ -192,6 +210,13 @@ impl Default for RedirectSection {
             find: FindPods::Processes,
             cri_socket: None,
             netns_dir: "/run/netns".into(),
+            cni: false,
+            cni_socket: "/run/podveil/cni/cni.sock".into(),
+            cni_plugin: "/usr/bin/podveil-cni".into(),
+            cni_bin_dir: "/host/opt/cni/bin".into(),
+            cni_conf_dir: "/host/etc/cni/net.d".into(),
+            cni_fail_closed: true,
+            cni_exempt_namespaces: vec!["kube-system".to_owned(), "podveil-system".to_owned()],
             back_end: BackEnd::Auto,
             bpf_dir: "/sys/fs/bpf/podveil".into(),
             hold_bound: HumanDuration(Duration::from_secs(5)),

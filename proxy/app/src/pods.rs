@@ -222,6 +222,10 @@ impl Pods {
             Some(Entry::Up(pod)) => !pod.is_in(&netns) || pod.identity() != &identity,
             Some(Entry::Pending(_)) | None => false,
         };
+        if !info.addresses.is_empty() {
+            let state = &self.inner.shared.state;
+            state.tell_local(uid.clone(), info.addresses.clone());
+        }
         if replaced {
             tracing::info!(%uid, "the pod has another network namespace or identity; its former one ends");
             self.remove(&uid).await;

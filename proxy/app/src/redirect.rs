@@ -10,7 +10,7 @@ use podveil_ca_client::{Module, ProgramCredentials};
 use podveil_netns::cgroup::CgroupError;
 use podveil_program::http::{self, Answer, Routes};
 use podveil_redirect::{
-    BackEndChoice, Ended, Find, PodCondition, RedirectConfig, Status, Unusable,
+    BackEndChoice, CniConfig, Ended, Find, PodCondition, RedirectConfig, Status, Unusable,
 };
 use prometheus::Registry;
 use serde_json::{Value, json};
@@ -115,6 +115,15 @@ fn module(config: &NodeConfig) -> Result<RedirectConfig, CgroupError> {
                 cri_socket: section.cri_socket.clone(),
             },
         },
+        cni: CniConfig {
+            enabled: section.cni,
+            socket: section.cni_socket.clone(),
+            plugin: section.cni_plugin.clone(),
+            bin_dir: section.cni_bin_dir.clone(),
+            conf_dir: section.cni_conf_dir.clone(),
+            fail_closed: section.cni_fail_closed,
+            exempt_namespaces: section.cni_exempt_namespaces.clone(),
+        },
         back_end: match section.back_end {
             BackEnd::Auto => BackEndChoice::Auto,
             BackEnd::Ebpf => BackEndChoice::Only(podveil_redirect::BackEnd::Ebpf),
@@ -174,6 +183,7 @@ fn page(status: &Status) -> Value {
                 "capturedSince": seconds(pod.captured_since),
                 "verified": seconds(pod.verified),
                 "repairs": pod.repairs,
+                "startedUncaptured": pod.started_uncaptured,
                 "connectionsOlder": pod.older,
                 "connectionsCaptured": pod.captured,
                 "draining": pod.condition == PodCondition::Releasing,
@@ -205,6 +215,7 @@ fn page(status: &Status) -> Value {
         "proxyConnected": status.proxy_connected,
         "backEnd": back_end,
         "appliedVersion": &*status.applied_version,
+        "cniPlugin": status.plugin.to_string(),
         "pods": pods,
     })
 }

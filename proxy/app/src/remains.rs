@@ -28,7 +28,12 @@ pub fn remove_state(program: &ProgramConfig) -> anyhow::Result<()> {
 /// Removes the folders called `podveil` that this process shared with the other one, once that has emptied them or 5 s
 /// have passed. Where they are mounts of the node's own folders, the node's are removed.
 pub async fn remove_shared(config: &NodeConfig) {
-    let sockets = [&config.zds_socket, &config.listeners_socket].map(|socket| socket.parent());
+    let sockets = [
+        &config.zds_socket,
+        &config.listeners_socket,
+        &config.redirect.cni_socket,
+    ]
+    .map(|socket| socket.parent());
     let folders = sockets.into_iter().flatten().chain([&*config.state_dir]);
     let mut shared: Vec<PathBuf> = folders
         .filter_map(|folder| folder.parent())

@@ -134,6 +134,7 @@ fn workload_report(pod: &PodState, in_use: Option<(Stage, Epoch)>) -> WorkloadRe
         reason,
         connections_older: 0,
         connections_captured: pod.carried,
+        started_uncaptured: false,
         stage: wire_stage(stage).into(),
         epoch: in_use.map(|(_, epoch)| wire_epoch(epoch)),
     }

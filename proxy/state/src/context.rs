@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::{Limits, Recorder, StateHandle};
+use crate::{Limits, Recorder, StateHandle, View};
 use podveil_ca_client::{Svid, TrustBundle};
 use podveil_identity::WorkloadIdentity;
 use podveil_model::{Uid, Workload};
@@ -61,11 +61,12 @@ impl PodContext {
         Instant::now() + self.limits.hold_bound
     }
 
-    /// This pod's workload, waited for until the deadline.
+    /// This pod's workload, waited for until the deadline: until its addresses are known, where they are told in time.
     pub async fn workload(&self, deadline: Instant) -> Option<Arc<Workload>> {
-        self.state
-            .wait(deadline, |view| view.by_uid(&self.uid).cloned())
-            .await
+        let known = |view: &View| view.by_uid(&self.uid).cloned();
+        let whole = |view: &View| known(view).filter(|workload| !workload.addresses.is_empty());
+        let whole = self.state.wait(deadline, whole).await;
+        whole.or_else(|| known(&self.state.view()))
     }
 
     /// This pod's certificate, waited for until the deadline.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::View;
 use arc_swap::ArcSwap;
+use podveil_model::Uid;
 use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
@@ -9,8 +10,17 @@ use tokio::time::{Instant, timeout_at};
 /// Addresses waiting to be asked for. When full an address is not asked for; its connection waits for a push instead.
 const QUESTIONS: usize = 1024;
 
-/// Makes the two ends of the state: one writer, any number of readers, and the questions of the readers.
-pub fn channel() -> (StateWriter, StateHandle, mpsc::Receiver<IpAddr>) {
+/// What readers have to say.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Word {
+    /// A workload's own addresses are these, as long as the control plane tells none.
+    Local { uid: Uid, addresses: Vec<IpAddr> },
+    /// Who has this address?
+    WhoHas(IpAddr),
+}
+
+/// Makes the two ends of the state: one writer, any number of readers, and the words of the readers.
+pub fn channel() -> (StateWriter, StateHandle, mpsc::Receiver<Word>) {
     let view = Arc::new(ArcSwap::from_pointee(View::default()));
     let (changes, changed) = watch::channel(0);
     let (questions, asked) = mpsc::channel(QUESTIONS);
@@ -27,7 +37,7 @@ pub fn channel() -> (StateWriter, StateHandle, mpsc::Receiver<IpAddr>) {
 pub struct StateHandle {
     view: Arc<ArcSwap<View>>,
     changed: watch::Receiver<u64>,
-    questions: mpsc::Sender<IpAddr>,
+    questions: mpsc::Sender<Word>,
 }
 
 impl StateHandle {
@@ -45,7 +55,12 @@ impl StateHandle {
 
     /// Asks the control plane who has this address. The answer arrives as a change, if it arrives.
     pub fn ask(&self, ip: IpAddr) {
-        let _full_or_stopping = self.questions.try_send(ip);
+        let _full_or_stopping = self.questions.try_send(Word::WhoHas(ip));
+    }
+
+    /// Tells what the node says of a workload of its own that the control plane has no address of yet.
+    pub fn tell_local(&self, uid: Uid, addresses: Vec<IpAddr>) {
+        let _full_or_stopping = self.questions.try_send(Word::Local { uid, addresses });
     }
 
     /// Waits until `look` finds what it wants in the state; `None` when the deadline passes first.

@@ -27,7 +27,7 @@ mod view;
 pub use accept::{Listener, serve};
 pub use affinity::Affinity;
 pub use context::{Dial, Dialing, PodContext};
-pub use handle::{StateHandle, StateWriter, channel};
+pub use handle::{StateHandle, StateWriter, Word, channel};
 pub use limits::Limits;
 pub use recorder::{ConnectionId, Discard, Recorder};
 pub use task::{StateTask, Version};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::view::Insert;
-use crate::{StateWriter, View};
+use crate::{StateWriter, View, Word};
 use podveil_model::NetworkAddress;
 use podveil_xds_client::{Batch, Demand, Key, ResourceType, Update};
 use std::net::IpAddr;
@@ -19,8 +19,8 @@ pub struct StateTask {
     pub batches: mpsc::Receiver<Batch>,
     /// `None` where the control plane answers no questions: connections then wait for a push.
     pub demand: Option<Demand>,
-    /// Addresses that connections ask for.
-    pub questions: mpsc::Receiver<IpAddr>,
+    /// Addresses that connections ask for, and what the node says of its own.
+    pub questions: mpsc::Receiver<Word>,
     pub in_use: watch::Sender<Version>,
 }
 
@@ -35,7 +35,12 @@ impl StateTask {
                     Some(batch) => self.take(batch),
                     None => return,
                 },
-                Some(ip) = self.questions.recv() => self.ask(ip),
+                Some(word) = self.questions.recv() => match word {
+                    Word::WhoHas(ip) => self.ask(ip),
+                    Word::Local { uid, addresses } => self.writer.update(|view| {
+                        view.set_local_addresses(uid, addresses);
+                    }),
+                },
             }
         }
     }

@@ -70,3 +70,41 @@ async fn a_version_is_in_use_once_readers_see_it() {
     stop.cancel();
     running.await.unwrap();
 }
+
+#[test]
+fn what_the_node_says_of_its_own_holds_until_the_control_plane_tells_addresses() {
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+    let owner = |view: &View, at: &str| {
+        view.by_address(ip(at))
+            .map(|workload| workload.uid.to_string())
+    };
+    let (local, told) = ("10.0.0.1", "10.0.0.2");
+    let new = |addresses: &[&str]| {
+        let mut workload = (*workload("a").build()).clone();
+        workload.addresses = addresses.iter().copied().map(ip).collect();
+        Update::Workload(Arc::new(workload))
+    };
+    // In either order.
+    for told_first in [true, false] {
+        let mut view = View::default();
+        if told_first {
+            apply(&mut view, new(&[]));
+        }
+        view.set_local_addresses("a".into(), vec![ip(local)]);
+        if !told_first {
+            apply(&mut view, new(&[]));
+        }
+        assert_eq!(owner(&view, local).as_deref(), Some("a"));
+        // Another sandbox of it.
+        view.set_local_addresses("a".into(), vec![ip("10.0.0.3")]);
+        assert_eq!(owner(&view, local), None);
+        assert_eq!(owner(&view, "10.0.0.3").as_deref(), Some("a"));
+        apply(&mut view, new(&[told]));
+        view.set_local_addresses("a".into(), vec![ip(local)]);
+        assert_eq!(owner(&view, local), None);
+        assert_eq!(owner(&view, told).as_deref(), Some("a"));
+        apply(&mut view, Update::AddressRemoved("a".into()));
+        apply(&mut view, new(&[]));
+        assert_eq!(owner(&view, local), None, "its end ends this too");
+    }
+}

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 /// Removed workloads whose epoch is remembered, so that a lagging replica cannot bring an older state back.
 const TOMBSTONES: usize = 8192;
+/// Workloads of this node whose addresses the node has told.
+const LOCALS: usize = 4096;
 /// Addresses that the control plane has said belong to nobody.
 const NEGATIVES: usize = 16384;
 
@@ -30,6 +32,8 @@ pub struct View {
     mesh: Option<Arc<MeshConfig>>,
     tombstones: Arc<Bounded<Uid, Epoch>>,
     negatives: Arc<Bounded<IpAddr, ()>>,
+    /// Addresses by the node's word, for as long as the control plane has none of the workload.
+    locals: Arc<Bounded<Uid, Vec<IpAddr>>>,
     synced: bool,
 }
 
@@ -83,6 +87,15 @@ impl View {
         {
             return Insert::Older { held: *held };
         }
+        if let Some(local) = self.locals.get(&workload.uid)
+            && workload.addresses.is_empty()
+            && !workload.host_network
+        {
+            workload = Arc::new(Workload {
+                addresses: local.clone(),
+                ..Workload::clone(&workload)
+            });
+        }
         self.unlink_workload(&workload.uid);
         if self.tombstones.get(&workload.uid).is_some() {
             Arc::make_mut(&mut self.tombstones).remove(&workload.uid);
@@ -110,6 +123,25 @@ impl View {
         insert
     }
 
+    /// The node says which addresses a workload of its own has: a pod that starts sends and is sent to before the control
+    /// plane has heard of them. Where that tells any, they go before these.
+    pub fn set_local_addresses(&mut self, uid: Uid, addresses: Vec<IpAddr>) {
+        let held = self.workloads.get(&uid).cloned();
+        let told_here = self.locals.get(&uid);
+        // Those of a sandbox before are as good as none.
+        let bare = held.filter(|held| {
+            held.addresses.is_empty() || told_here.is_some_and(|told| *told == held.addresses)
+        });
+        Arc::make_mut(&mut self.locals).insert(uid, addresses);
+        if let Some(bare) = bare {
+            let addresses = Vec::new();
+            let _same_epoch = self.insert_workload(Arc::new(Workload {
+                addresses,
+                ..Workload::clone(&bare)
+            }));
+        }
+    }
+
     pub fn insert_service(&mut self, service: Arc<Service>) {
         self.unlink_service(&service.key);
         for ip in unique(&service.addresses) {
@@ -131,6 +163,7 @@ impl View {
         let uid = Uid::from(name);
         if let Some(workload) = self.workloads.get(&uid).cloned() {
             self.unlink_workload(&uid);
+            Arc::make_mut(&mut self.locals).remove(&uid);
             Arc::make_mut(&mut self.tombstones).insert(uid, workload.epoch);
             return true;
         }
@@ -364,6 +397,10 @@ trait Bound {
 
 impl Bound for Epoch {
     const CAPACITY: usize = TOMBSTONES;
+}
+
+impl Bound for Vec<IpAddr> {
+    const CAPACITY: usize = LOCALS;
 }
 
 impl Bound for () {

@@ -3,7 +3,7 @@ use crate::ask::{AskError, ask};
 use crate::config::{Config, MAX_BYTES, NEWEST, VERSIONS};
 use crate::environment::{Attachment, EnvironmentError, Verb, bounded};
 use crate::failure::{Failure, What};
-use crate::wire::{ADMISSION_BOUND, About, Answer, Request};
+use crate::wire::{About, Answer, CAPTURE_BOUND, Request, UNKNOWN_BOUND};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use serde_json::json;
@@ -13,8 +13,10 @@ use std::time::Duration;
 
 /// The plugin's type in a configuration, and its file in the runtime's folder.
 pub const PLUGIN: &str = "podveil-cni";
-/// The node program answers by [`ADMISSION_BOUND`]; it may be busy.
-const START_BOUND: Duration = ADMISSION_BOUND.saturating_add(Duration::from_secs(2));
+/// The node program answers by [`CAPTURE_BOUND`]; it may be busy.
+const START_BOUND: Duration = CAPTURE_BOUND.saturating_add(Duration::from_secs(5));
+/// What is, it says at once.
+const CHECK_BOUND: Duration = UNKNOWN_BOUND;
 /// A sandbox that ends waits for nobody.
 const END_BOUND: Duration = Duration::from_secs(1);
 
@@ -90,7 +92,7 @@ fn check(variable: &Variables<'_>, bytes: &[u8]) -> Result<String, What> {
     if let Some(request) = request(&config, &attachment, About::Now) {
         decide(
             &config,
-            ask(&config.settings.socket, &request, None, START_BOUND),
+            ask(&config.settings.socket, &request, None, CHECK_BOUND),
         )?;
     }
     Ok(String::new())

@@ -8,8 +8,11 @@ use std::time::Duration;
 
 /// Longest packet, either way.
 pub const MAX_PACKET_BYTES: usize = 16 * 1024;
-/// How long the node program waits for what a pod lacks, before it says so.
-pub const ADMISSION_BOUND: Duration = Duration::from_secs(5);
+/// How long the node program waits to be told of a pod, before it says that it was not.
+pub const UNKNOWN_BOUND: Duration = Duration::from_secs(5);
+/// How long a pod that is being captured is waited for: on a busy node the work of one waits for that of others, and would
+/// begin anew with the next sandbox. Far below the two minutes that a kubelet gives a sandbox.
+pub const CAPTURE_BOUND: Duration = Duration::from_secs(30);
 
 /// A question of the plugin.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

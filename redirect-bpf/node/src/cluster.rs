@@ -65,6 +65,11 @@ impl Cluster {
             .filter(|workload| workload.node == self.node && !workload.host_network)
     }
 
+    /// Wherever it runs.
+    pub fn by_uid(&self, uid: &Uid) -> Option<&Arc<Workload>> {
+        self.workloads.get(uid)
+    }
+
     pub fn local_by_uid(&self, uid: &Uid) -> Option<&Arc<Workload>> {
         let workload = self.workloads.get(uid)?;
         (workload.node == self.node && !workload.host_network).then_some(workload)

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+use crate::CniConfig;
 use podveil_apply::BackEndChoice;
 use podveil_identity::KubernetesName;
 use podveil_netns::cgroup::Membership;
@@ -16,6 +17,7 @@ pub struct RedirectConfig {
     /// The cgroup that both node processes are in.
     pub cgroup: Membership,
     pub find: Find,
+    pub cni: CniConfig,
     pub back_end: BackEndChoice,
     /// Where eBPF's maps and links are pinned: on a bpf file system, or where one can be mounted.
     pub bpf_dir: PathBuf,

@@ -10,7 +10,8 @@
 //!
 //! [`run`] starts and owns these tasks, all ended by its token: the reconcile loop (sole owner of all pods; at most
 //! [`run`]'s bound of pieces of work at once), the ZDS server, the holder's server and one task a held listener, the
-//! report stream, the xDS client. Between them: `watch` channels of whole states, where a slow reader misses nothing but
+//! report stream, the xDS client, and for the CNI plugin the server that answers it and the keeper of its place in the
+//! node's chain. Between them: `watch` channels of whole states, where a slow reader misses nothing but
 //! what has been replaced, and one bounded channel of results of work.
 //!
 //! What stands in the kernel is read there, never remembered on disk. A stopped module leaves capture in place; the next
@@ -21,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 mod cluster;
+mod cni;
 mod config;
 mod finder;
 mod holder;
@@ -36,6 +38,7 @@ mod status;
 mod work;
 mod zds;
 
+pub use cni::{Answered, CniConfig, InstallError, PluginState};
 pub use config::{Find, RedirectConfig};
 pub use metrics::register;
 pub use obstacle::Obstacle;

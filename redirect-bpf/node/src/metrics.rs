@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::{BackEnd, Obstacle, PodCondition, Status};
+use crate::{BackEnd, Obstacle, PluginState, PodCondition, Status};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
@@ -48,6 +48,19 @@ pub fn register(registry: &Registry, status: watch::Receiver<Status>) -> prometh
             ),
             &["back_end", "feature"],
         )?,
+        uncaptured: IntGauge::new(
+            "podveil_redirect_started_uncaptured",
+            "Captured pods of this node whose containers may have run before: the CNI plugin did not ask about them",
+        )?,
+        plugin: IntGauge::new(
+            "podveil_cni_installed",
+            "The CNI plugin is the last of this node's chain",
+        )?,
+        answers: gauges(
+            "podveil_cni_answers",
+            "What the CNI plugin was told about pods that were to start, since this program started",
+            "verdict",
+        )?,
         status,
     }))
 }
@@ -62,6 +75,9 @@ struct Metrics {
     repairs: IntGauge,
     back_end: IntGaugeVec,
     unusable: IntGaugeVec,
+    uncaptured: IntGauge,
+    plugin: IntGauge,
+    answers: IntGaugeVec,
 }
 
 impl Collector for Metrics {
@@ -75,6 +91,9 @@ impl Collector for Metrics {
             self.repairs.desc(),
             self.back_end.desc(),
             self.unusable.desc(),
+            self.uncaptured.desc(),
+            self.plugin.desc(),
+            self.answers.desc(),
         ]
         .concat()
     }
@@ -123,6 +142,19 @@ impl Collector for Metrics {
                 self.unusable.with_label_values(&labels).set(1);
             }
         }
+        let uncaptured = status.pods.iter().filter(|pod| pod.started_uncaptured);
+        self.uncaptured.set(uncaptured.count() as i64);
+        let installed = status.plugin == PluginState::Installed;
+        self.plugin.set(i64::from(installed));
+        let answered = status.answered;
+        for (verdict, count) in [
+            ("captured", answered.captured),
+            ("not_enrolled", answered.not_enrolled),
+            ("refused", answered.refused),
+        ] {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.answers.with_label_values(&[verdict]).set(count);
+        }
         [
             self.pods.collect(),
             self.not_captured.collect(),
@@ -132,6 +164,9 @@ impl Collector for Metrics {
             self.repairs.collect(),
             self.back_end.collect(),
             self.unusable.collect(),
+            self.uncaptured.collect(),
+            self.plugin.collect(),
+            self.answers.collect(),
         ]
         .concat()
     }
@@ -140,7 +175,7 @@ impl Collector for Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Chosen, Feature, PodStatus, Unusable};
+    use crate::{Answered, Chosen, Feature, PodStatus, Unusable};
     use podveil_apply::FenceCount;
     use std::sync::Arc;
 
@@ -161,6 +196,7 @@ mod tests {
                 condition: PodCondition::Ready,
                 reason: "".into(),
                 obstacle: Some(Obstacle::PortTaken),
+                started_uncaptured: true,
                 older: 2,
                 captured: 3,
                 fence: FenceCount {
@@ -173,6 +209,11 @@ mod tests {
                 verified: None,
                 repairs: 5,
             }],
+            plugin: PluginState::Installed,
+            answered: Answered {
+                refused: 5,
+                ..Answered::default()
+            },
             ..Status::default()
         });
         let registry = Registry::new();
@@ -191,6 +232,9 @@ mod tests {
             "podveil_redirect_back_end{back_end=\"ebpf\"} 0",
             "podveil_redirect_back_end{back_end=\"nftables\"} 1",
             "podveil_redirect_back_end_unusable{back_end=\"ebpf\",feature=\"sk_lookup\"} 1",
+            "podveil_redirect_started_uncaptured 1",
+            "podveil_cni_installed 1",
+            "podveil_cni_answers{verdict=\"refused\"} 5",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

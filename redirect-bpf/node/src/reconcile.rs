@@ -3,16 +3,18 @@
 //! piece of work, and publishes offers, status and acknowledgements.
 
 use crate::cluster::Cluster;
+use crate::cni::{Admissions, Ask, Facts};
 use crate::config::RedirectConfig;
-use crate::finder::{Finder, Found};
+use crate::finder::{By, Finder, Found};
 use crate::holder::{self, Held};
 use crate::listeners::PodListeners;
 use crate::pod::{Acceptance, Action, Event, Next, Pod};
 use crate::reports::{Change, InUse};
 use crate::work::{self, Done, Sought};
 use crate::zds::{Offer, Offers, Proxy, Taking};
-use crate::{PodStatus, Status};
+use crate::{PluginState, PodCondition, PodStatus, Status};
 use podveil_apply::{Backend, Chosen, Connection};
+use podveil_cni::wire::{About, Answer};
 use podveil_model::{Uid, Workload};
 use podveil_netns::seqpacket::Peer;
 use podveil_plan::{Capture, Fence};
@@ -20,7 +22,7 @@ use podveil_xds_client::{Acknowledge, Batch, Client, ResourceType};
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -42,6 +44,9 @@ pub struct Links {
     pub in_use: InUse,
     /// What new captures are made with.
     pub chosen: Option<Arc<Chosen>>,
+    /// Of the CNI plugin.
+    pub asks: mpsc::Receiver<Ask>,
+    pub plugin: watch::Receiver<PluginState>,
 }
 
 pub struct Reconciler<B> {
@@ -55,6 +60,7 @@ pub struct Reconciler<B> {
     /// The fence wanted, and which one it is. Work takes the newest when it begins.
     fence: watch::Sender<(u64, Arc<Fence>)>,
     waiting: VecDeque<Waiting>,
+    admissions: Admissions,
     applied_version: Arc<str>,
     generation: u64,
     synced: bool,
@@ -84,6 +90,10 @@ struct Entry {
     workload: Arc<Workload>,
     place: Option<Place>,
     listeners: Option<(Arc<PodListeners>, CancellationToken)>,
+    /// It is to be captured from the first moment that it is heard of, or was before in another sandbox.
+    awaited: bool,
+    /// Its containers may have run in this sandbox before it was captured.
+    started_uncaptured: bool,
     /// Of the offer to the proxy.
     offer: u64,
     older: BTreeSet<Connection>,
@@ -124,6 +134,7 @@ impl Entry {
             namespace: identity.namespace.as_str().into(),
             service_account: identity.service_account.as_str().into(),
             netns: self.place.as_ref()?.found.netns.clone(),
+            addresses: self.place.as_ref()?.found.addresses.clone(),
             generation: self.offer,
         }))
     }
@@ -152,6 +163,7 @@ impl<B: Backend> Reconciler<B> {
             pods: BTreeMap::new(),
             fence: watch::Sender::default(),
             waiting: VecDeque::new(),
+            admissions: Admissions::default(),
             applied_version: "".into(),
             generation: 0,
             synced: false,
@@ -188,6 +200,8 @@ impl<B: Backend> Reconciler<B> {
                 }
                 Ok(()) = self.links.proxy.changed() => self.proxy_changed(),
                 Ok(()) = self.links.xds.status.changed() => {}
+                Some(ask) = self.links.asks.recv() => self.asked(ask),
+                Ok(()) = self.links.plugin.changed() => {}
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
         }
@@ -243,6 +257,8 @@ impl<B: Backend> Reconciler<B> {
                     workload: workload.clone(),
                     place: None,
                     listeners: None,
+                    awaited: workload.stage.wants_capture(),
+                    started_uncaptured: false,
                     offer: 0,
                     older: BTreeSet::new(),
                     fence: Arc::default(),
@@ -318,8 +334,57 @@ impl<B: Backend> Reconciler<B> {
         });
         self.acknowledge();
         self.offer();
+        let asked_again = self.answer(now);
         self.publish();
-        wake
+        wake.min(asked_again.unwrap_or(wake))
+    }
+
+    /// The CNI plugin asks: a sandbox that starts is the pod's from now on, one that ends is no more.
+    fn asked(&mut self, ask: Ask) {
+        let now = now();
+        let request = &ask.request;
+        let uid = Uid::from(request.uid.as_str());
+        match (request.about, &ask.netns) {
+            (About::Start, Some(netns)) => {
+                tracing::debug!(%uid, sandbox = request.sandbox, netns = %netns.id(), "a sandbox starts");
+                let given = &self.finder.given;
+                given.starts(&uid, &request.sandbox, netns.clone(), &request.addresses);
+            }
+            (About::End, _) => self.finder.given.ends(&uid, &request.sandbox),
+            _ => {}
+        }
+        if let Some(entry) = self.pods.get_mut(&uid) {
+            entry.pod.look_now(now);
+        }
+        self.admissions.wait(ask, now);
+    }
+
+    /// Answers the plugin where it is known what becomes of a pod.
+    fn answer(&mut self, now: Instant) -> Option<Instant> {
+        let (cluster, pods, given) = (&self.cluster, &self.pods, &self.finder.given);
+        let mut refused = Vec::new();
+        let again = self.admissions.answer(
+            now,
+            |uid, ask| facts(cluster.by_uid(uid), pods.get(uid), ask),
+            |uid, ask, answer| {
+                let sandbox = &ask.request.sandbox;
+                match answer {
+                    Answer::Captured => given.has_started(uid, sandbox),
+                    Answer::NotEnrolled => given.ends(uid, sandbox),
+                    Answer::Refused { reason } => {
+                        tracing::warn!(%uid, pod = ask.request.pod, namespace = ask.request.namespace, reason, "a pod is not captured in time to start");
+                        given.ends(uid, sandbox);
+                        refused.push(uid.clone());
+                    }
+                }
+            },
+        );
+        for uid in refused.iter().filter(|_| !self.config.cni.fail_closed) {
+            if let Some(entry) = self.pods.get_mut(uid) {
+                entry.started_uncaptured = entry.pod.is_wanted();
+            }
+        }
+        again
     }
 
     fn forget(&mut self, uid: &Uid, now: Instant) {
@@ -327,6 +392,7 @@ impl<B: Backend> Reconciler<B> {
         if let Some(entry) = self.pods.get_mut(uid) {
             entry.close_listeners();
             entry.place = None;
+            self.finder.given.forget(uid);
             entry.older.clear();
             entry.pod.on(now, Event::Forgotten);
         }
@@ -399,10 +465,15 @@ impl<B: Backend> Reconciler<B> {
                 self.links.held.remove(uid);
                 entry.close_listeners();
                 entry.place = None;
+                entry.awaited = true;
             }
             _ => {}
         }
         if let Some(found) = done.found {
+            if let Event::Found { stands } = done.event {
+                let late = entry.awaited && !stands && found.by != By::Cni;
+                entry.started_uncaptured = late && entry.pod.is_wanted() && self.config.cni.enabled;
+            }
             tracing::info!(%uid, netns = %found.netns.id(), by = ?found.by, "a pod's namespace is found");
             let watch = found.anchor.clone().map(|anchor| {
                 let uid = uid.clone();
@@ -507,6 +578,7 @@ impl<B: Backend> Reconciler<B> {
                     condition,
                     reason,
                     obstacle: entry.pod.obstacle(),
+                    started_uncaptured: entry.started_uncaptured,
                     older: observed.older,
                     captured: observed.captured,
                     fence: observed.fence,
@@ -524,6 +596,8 @@ impl<B: Backend> Reconciler<B> {
             pods,
             applied_version: self.applied_version.clone(),
             chosen: self.links.chosen.clone(),
+            plugin: self.links.plugin.borrow().clone(),
+            answered: self.admissions.answered,
         };
         self.links.status.send_if_modified(|held| {
             let changed = !held.says_the_same(&status);
@@ -536,6 +610,36 @@ impl<B: Backend> Reconciler<B> {
     fn time(&self, at: Instant) -> SystemTime {
         let (wall, started) = self.started;
         wall + at.saturating_duration_since(started)
+    }
+}
+
+/// What is known of a pod that the CNI plugin asks about.
+fn facts(workload: Option<&Arc<Workload>>, entry: Option<&Entry>, ask: &Ask) -> Facts {
+    let pending = |reason: &str| Facts::Pending(reason.into());
+    let Some(workload) = workload else {
+        return Facts::Unknown("the controller has not told of this pod yet".into());
+    };
+    if workload.host_network || ask.request.about == About::End {
+        return Facts::NotEnrolled;
+    }
+    let Some(entry) = entry else {
+        return Facts::Unknown("it runs on another node, as far as the controller has told".into());
+    };
+    if !entry.pod.is_wanted() {
+        return Facts::NotEnrolled;
+    }
+    let place = entry.place.as_ref().map(|place| place.found.netns.id());
+    let given = ask.netns.as_ref().map(|netns| netns.id());
+    if given.is_some() && place != given {
+        return pending("its new network namespace is not captured yet");
+    }
+    match entry.pod.condition() {
+        // Peers learn its address only after this, so that none of them sends to it in plain.
+        (PodCondition::Ready, _) if entry.workload.stage.is_announced() => Facts::Captured,
+        (PodCondition::Ready, _) => {
+            pending("it is captured, and the controller has not announced it yet")
+        }
+        (_, reason) => Facts::Pending(reason),
     }
 }
 

@@ -89,6 +89,7 @@ fn workload_report(pod: &PodStatus, in_use: Option<(Stage, Epoch)>) -> WorkloadR
         reason: pod.reason.to_string(),
         connections_older: pod.older.try_into().unwrap_or(u32::MAX),
         connections_captured: pod.captured.try_into().unwrap_or(u32::MAX),
+        started_uncaptured: pod.started_uncaptured,
         stage: wire_stage(stage).into(),
         epoch: in_use.map(|(_, epoch)| wire_epoch(epoch)),
     }

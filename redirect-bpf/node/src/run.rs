@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+use crate::PluginState;
+use crate::cni::{self, InstallError, Installation};
 use crate::config::RedirectConfig;
 use crate::finder::{FindError, Finder};
 use crate::holder::{self, Answers, Held};
 use crate::reconcile::{Links, Reconciler};
 use crate::reports::{InUse, Reporter};
 use crate::status::{PodCondition, PodStatus, Status};
+use crate::work::chain;
 use crate::zds::{self, Proxy};
 use podveil_apply::{ApplyError, BackEndError, BackEnds, Backend, NodeError};
 use podveil_ca_client::{ProgramCredentials, transport};
@@ -17,12 +20,15 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// A controller that is back is found within this: new pods wait for it.
 const XDS_LAST_RETRY: Duration = Duration::from_secs(5);
+
+/// Sandboxes that start at once wait in their plugins beyond this.
+const MAX_ASKS: usize = 64;
 
 /// Why the module cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +71,8 @@ pub enum TeardownError {
     Cgroup(#[from] CgroupError),
     #[error("the pods of this node cannot be listed")]
     List(#[source] FindError),
+    #[error("the CNI plugin cannot be removed")]
+    Plugin(#[from] InstallError),
     #[error("the folder of {path} cannot be removed")]
     Socket {
         path: PathBuf,
@@ -94,11 +102,17 @@ pub async fn run(
     };
     let zds_socket = bind(&config.zds_socket)?;
     let listeners_socket = bind(&config.listeners_socket)?;
+    let cni_socket = match config.cni.enabled {
+        true => Some(bind(&config.cni.socket)?),
+        false => None,
+    };
     let own_uid = nix::unistd::geteuid().as_raw();
 
     let (offers, offered) = watch::channel(None);
     let (proxy_in, proxy) = watch::channel(Proxy::default());
     let (orphaned_in, orphaned) = watch::channel(false);
+    let (asks, asked) = mpsc::channel(MAX_ASKS);
+    let (plugin_in, plugin) = watch::channel(PluginState::Off);
     let held = Held::default();
     let in_use = InUse::default();
     let channel = transport::channel(
@@ -130,6 +144,8 @@ pub async fn run(
         status: status.clone(),
         in_use: in_use.clone(),
         chosen: Some(Arc::new(backend.chosen().clone())),
+        asks: asked,
+        plugin,
     };
     let reporter = Reporter {
         node: config.node.clone(),
@@ -142,6 +158,8 @@ pub async fn run(
         address: config.reports_address.clone(),
         credentials,
     };
+    let controllers = Controllers::default();
+    let installation = Installation::new(&config.cni);
     let (hold_bound, membership) = (config.hold_bound, config.cgroup.clone());
     let reconciler = Reconciler::new(config, Arc::new(backend), links, stop.clone());
 
@@ -165,7 +183,19 @@ pub async fn run(
         stop.clone(),
     ));
     tasks.spawn(holder::watch_proxy(watched, hold_bound, orphaned_in));
-    let controllers = Controllers::default();
+    match cni_socket {
+        Some(socket) => {
+            tasks.spawn(cni::serve(socket, asks, own_uid, stop.clone()));
+            let unwanted = controllers.uninstalling.subscribe();
+            tasks.spawn(cni::keep(installation, unwanted, plugin_in, stop.clone()));
+        }
+        // Of a start with other settings.
+        None => {
+            if let Err(error) = installation.remove() {
+                tracing::warn!(error = chain(&error), "the CNI plugin cannot be taken out");
+            }
+        }
+    }
     tasks.spawn(podveil_reports::run(
         replicas,
         reporter,
@@ -184,13 +214,18 @@ pub async fn run(
     })
 }
 
-/// Removes what outlasts the module beside the pods' rules: pins of eBPF, the folders of the sockets, the cgroup unless
-/// another process is still in it. For [`Ended::Uninstalled`].
+/// Removes what outlasts the module beside the pods' rules: the CNI plugin, pins of eBPF, the folders of the sockets, the
+/// cgroup unless another process is still in it. For [`Ended::Uninstalled`].
 /// # Errors
 /// What could not be removed.
 pub fn purge(config: &RedirectConfig) -> Result<(), TeardownError> {
+    Installation::new(&config.cni).remove()?;
     BackEnds::purge(&config.bpf_dir)?;
-    for socket in [&config.zds_socket, &config.listeners_socket] {
+    for socket in [
+        &config.zds_socket,
+        &config.listeners_socket,
+        &config.cni.socket,
+    ] {
         seqpacket::remove_folder(socket).map_err(|source| TeardownError::Socket {
             path: socket.clone(),
             source,

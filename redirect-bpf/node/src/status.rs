@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::Obstacle;
+use crate::{Answered, Obstacle, PluginState};
 use podveil_apply::{BackEnd, Chosen, FenceCount};
 use podveil_model::Uid;
 use std::fmt;
@@ -18,6 +18,10 @@ pub struct Status {
     pub applied_version: Arc<str>,
     /// What new captures are made with; `None` before that is known.
     pub chosen: Option<Arc<Chosen>>,
+    /// The CNI plugin's place in the node's chain.
+    pub plugin: PluginState,
+    /// What it was answered.
+    pub answered: Answered,
 }
 
 impl Status {
@@ -40,6 +44,8 @@ pub struct PodStatus {
     pub reason: Arc<str>,
     /// What that is, in one word.
     pub obstacle: Option<Obstacle>,
+    /// Its containers may have run before it was captured: the CNI plugin did not ask about it.
+    pub started_uncaptured: bool,
     pub older: usize,
     pub captured: usize,
     pub fence: FenceCount,

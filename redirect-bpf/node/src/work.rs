@@ -2,7 +2,7 @@
 //! The pieces of work that pods ask for. Each runs as a task of its own and ends with a [`Done`].
 
 use crate::Obstacle;
-use crate::finder::{FindError, Finder, Found};
+use crate::finder::{By, FindError, Finder, Found};
 use crate::listeners::{ListenersError, PodListeners};
 use crate::pod::Event;
 use podveil_apply::{ApplyError, Backend, Connection, Connections, ListError, VerifyError};
@@ -203,12 +203,18 @@ pub async fn check<B: Backend>(
     verify: Option<Capture>,
 ) -> Done {
     let mut again = None;
+    let given = finder.given.of(&uid);
+    if given.is_some_and(|given| given.netns.id() != held.netns.id()) {
+        return Event::Replaced.into();
+    }
     if !held.is_certain() && (held.anchor.is_some() || verify.is_some()) {
         again = match finder.find(&uid).await {
             // Both are open, so that the number of neither can have been used again.
-            Ok(found) if found.netns.id() == held.netns.id() => Some(found),
+            Ok(found) if found.netns.id() == held.netns.id() => {
+                (found.by != By::Cni).then_some(found)
+            }
             Ok(_) => return Event::Replaced.into(),
-            Err(FindError::Missing { .. }) if held.anchor.is_some() => {
+            Err(FindError::Missing { .. }) if held.anchor.is_some() || held.by == By::Cni => {
                 return Event::Replaced.into();
             }
             Err(_) => None,

@@ -20,11 +20,15 @@ impl Drop for Folder {
 }
 
 /// Programs of the right names that are not ours: what an image holds beside them does not depend on them.
-fn built(folder: &Folder) -> &Path {
-    for program in Name::ALL.iter().flat_map(|name| name.programs()) {
+fn built(folder: &Folder) -> Built {
+    let programs = |name: &Name| [name.programs(), name.host_programs()].concat();
+    for program in Name::ALL.iter().flat_map(programs) {
         fs::copy("/bin/true", folder.0.join(program)).unwrap();
     }
-    &folder.0
+    Built {
+        programs: folder.0.clone(),
+        host_programs: folder.0.clone(),
+    }
 }
 
 /// Unpacks an archive as a runtime does: through the index, the manifest and the layers in their order.
@@ -54,7 +58,7 @@ fn unpack(archive: &[u8], target: &Path) {
 fn an_image_holds_its_programs_and_nothing_that_lets_a_shell_run() {
     let folder = Folder::new("image-contents");
     for name in Name::ALL {
-        let image = image(name, built(&folder)).unwrap();
+        let image = image(name, &built(&folder)).unwrap();
         let holds = |path: &str| image.layers.iter().any(|layer| layer.contains(path));
         for program in name.programs() {
             assert!(holds(&format!("/usr/bin/{program}")), "{name:?}: {program}");
@@ -70,7 +74,7 @@ fn an_image_holds_its_programs_and_nothing_that_lets_a_shell_run() {
 fn programs_and_tools_run_in_an_image_that_holds_nothing_else() {
     let folder = Folder::new("image-programs");
     let root = Folder::new("image-root");
-    let archive = image(Name::Node, built(&folder))
+    let archive = image(Name::Node, &built(&folder))
         .unwrap()
         .archive()
         .unwrap();

@@ -88,6 +88,7 @@ impl World {
             reason: String::new(),
             connections_older: 0,
             connections_captured: 0,
+            started_uncaptured: false,
         };
         let report = Report {
             applied,
@@ -110,6 +111,7 @@ impl World {
             reason: String::new(),
             connections_older: 0,
             connections_captured: 0,
+            started_uncaptured: false,
         };
         let report = Report {
             workloads: [(Uid::from(uid), workload)].into(),

@@ -4,11 +4,14 @@ use podveil_netns::seqpacket::Packet;
 use podveil_proto::istio::workload::zds as wire;
 use prost::Message;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use wire::workload_request::Payload;
 
 /// Longer than any uid of a pod, short enough for a log line.
 const MAX_UID_BYTES: usize = 253;
+/// A pod has one of each family.
+const MAX_ADDRESSES: usize = 8;
 
 /// What the agent says on one connection.
 ///
@@ -48,6 +51,8 @@ pub struct WorkloadInfo {
     pub name: String,
     pub namespace: String,
     pub service_account: String,
+    /// Its addresses, where the agent knows them before xDS does.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Why a packet was refused: always the agent's fault.
@@ -134,6 +139,9 @@ impl Session {
                     name: info.name,
                     namespace: info.namespace,
                     service_account: info.service_account,
+                    addresses: (info.addresses.iter().take(MAX_ADDRESSES))
+                        .filter_map(|text| text.parse().ok())
+                        .collect(),
                 };
                 Ok(Request::Add(AddedWorkload { uid, info, netns }))
             }

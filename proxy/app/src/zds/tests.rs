@@ -97,6 +97,7 @@ fn add(uid: &str) -> Option<Payload> {
     Some(Payload::Add(wire::AddWorkload {
         uid: uid.into(),
         workload_info: Some(wire::WorkloadInfo {
+            addresses: Vec::new(),
             name: "web-1".into(),
             namespace: "shop".into(),
             service_account: "web".into(),

@@ -71,6 +71,7 @@ impl Agent {
         let add = wire::AddWorkload {
             uid: uid.to_owned(),
             workload_info: Some(wire::WorkloadInfo {
+                addresses: Vec::new(),
                 name: uid.to_owned(),
                 namespace: "shop".to_owned(),
                 service_account: "web".to_owned(),

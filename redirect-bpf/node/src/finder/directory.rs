@@ -37,6 +37,7 @@ pub fn find(directory: &Path, uid: &Uid) -> Result<Found, FindError> {
         netns: Arc::new(netns),
         anchor: None,
         by: By::Directory,
+        addresses: Arc::default(),
     })
 }
 
@@ -61,6 +62,7 @@ pub fn all(directory: &Path) -> Result<Vec<(String, Found)>, FindError> {
                 netns,
                 anchor: None,
                 by: By::Directory,
+                addresses: Arc::default(),
             };
             Some((path.display().to_string(), found))
         })

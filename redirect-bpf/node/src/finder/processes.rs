@@ -259,6 +259,7 @@ fn open(uid: &str, member: Member) -> Result<Found, MemberError> {
         netns: Arc::new(netns),
         anchor: Some(Arc::new(held)),
         by: By::Processes,
+        addresses: Arc::default(),
     })
 }
 
@@ -274,7 +275,7 @@ fn is_sandbox(program: &str) -> bool {
 
 /// Our own, or that of the machine's first process, which is another one where the node itself is a container. A first
 /// process that may not be looked at is none of the node's: there we are in a container with the node.
-fn is_hosts(id: NetNsId) -> Result<bool, NetNsError> {
+pub fn is_hosts(id: NetNsId) -> Result<bool, NetNsError> {
     let first = NetNs::open("/proc/1/ns/net").ok();
     Ok(id == NetNs::current()?.id() || first.is_some_and(|first| first.id() == id))
 }

@@ -40,6 +40,7 @@ impl World {
                 namespace: "shop".into(),
                 service_account: "web".into(),
                 netns: Arc::new(NetNs::current().unwrap()),
+                addresses: Arc::default(),
                 generation: 1,
             });
             (Uid::from(*uid), offer)

@@ -4,6 +4,7 @@ use podveil_netns::NetNs;
 use podveil_proto::istio::workload::zds as wire;
 use prost::Message;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wire::workload_request::Payload;
@@ -24,6 +25,8 @@ pub struct Taking {
     pub namespace: Arc<str>,
     pub service_account: Arc<str>,
     pub netns: Arc<NetNs>,
+    /// By the CNI plugin's word; empty where it was not asked.
+    pub addresses: Arc<[IpAddr]>,
     /// Another number is another offer: the pod is told again.
     pub generation: u64,
 }
@@ -163,6 +166,7 @@ impl Session {
                     name: taking.name.to_string(),
                     namespace: taking.namespace.to_string(),
                     service_account: taking.service_account.to_string(),
+                    addresses: taking.addresses.iter().map(ToString::to_string).collect(),
                 }),
             });
             let generation = taking.generation;
@@ -250,6 +254,7 @@ mod tests {
             namespace: "shop".into(),
             service_account: "web".into(),
             netns: Arc::new(NetNs::current().unwrap()),
+            addresses: Arc::default(),
             generation,
         })
     }

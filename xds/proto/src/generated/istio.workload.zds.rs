@@ -16,6 +16,9 @@ pub struct WorkloadInfo {
     pub namespace: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub service_account: ::prost::alloc::string::String,
+    /// Ours, unknown to peers: the pod's addresses where the agent knows them before the control plane does.
+    #[prost(string, repeated, tag = "100")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AddWorkload {

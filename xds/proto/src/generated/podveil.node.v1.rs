@@ -136,6 +136,9 @@ pub struct WorkloadReport {
     pub stage: i32,
     #[prost(message, optional, tag = "7")]
     pub epoch: ::core::option::Option<Epoch>,
+    /// Redirect only: its containers may have run before it was captured.
+    #[prost(bool, tag = "8")]
+    pub started_uncaptured: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReportReceived {
