@@ -238,11 +238,6 @@ impl Pod {
         self.pause = FIRST_RETRY;
     }
 
-    /// Is it to be captured?
-    pub fn is_wanted(&self) -> bool {
-        self.goal.is_some()
-    }
-
     /// Should the proxy have it?
     pub fn is_offered(&self) -> bool {
         self.listening == Listening::Yes
