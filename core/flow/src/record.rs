@@ -57,8 +57,6 @@ pub enum CloseReason {
     ResetByDestination,
     /// The tunnel under it was lost.
     TunnelLost,
-    /// More came than the application read and the node keeps for its pod.
-    Unread,
     /// The workload at one end is gone.
     WorkloadGone,
 }
@@ -74,7 +72,6 @@ impl CloseReason {
             Self::ResetBySource => "reset_by_source",
             Self::ResetByDestination => "reset_by_destination",
             Self::TunnelLost => "tunnel_lost",
-            Self::Unread => "unread",
             Self::WorkloadGone => "workload_gone",
         }
     }

@@ -120,9 +120,6 @@ fn error(record: &ConnectionRecord) -> Option<Cow<'_, str>> {
         CloseReason::ResetByDestination => "reset by the destination",
         CloseReason::ResetBySource => "reset by the source",
         CloseReason::TunnelLost => "the tunnel was lost",
-        CloseReason::Unread => {
-            "closed because an application of this pod leaves more unread than this node keeps"
-        }
         CloseReason::WorkloadGone => "closed because the workload is gone",
     };
     Some(Cow::Borrowed(text))

@@ -21,7 +21,6 @@ use podveil_ca_client::{TrustBundle, WorkloadCertificates};
 use podveil_identity::{IdentityError, TrustDomain, WorkloadIdentity};
 use podveil_inbound::Kubelet;
 use podveil_model::Uid;
-use podveil_net::Budget;
 use podveil_netns::{NetNs, NetNsError};
 use podveil_state::{Limits, StateHandle};
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,8 +43,6 @@ pub struct Shared {
     pub mark: Option<u32>,
     pub kubelet: Arc<dyn Kubelet>,
     pub limits: Limits,
-    /// What all pods' applications leave unread.
-    pub unread: Arc<Budget>,
     pub state: StateHandle,
     pub certificates: WorkloadCertificates,
     pub bundle: watch::Receiver<Arc<TrustBundle>>,

@@ -32,7 +32,7 @@ use podveil_ca_client::{
 use podveil_identity::ProgramIdentity;
 use podveil_inbound::{Kubelet, NoKubelet};
 use podveil_model::{Epoch, MeshConfig};
-use podveil_net::{Budget, MARK};
+use podveil_net::MARK;
 use podveil_program::http::{self, Routes};
 use podveil_reports::{Controllers, Replicas};
 use podveil_state::{Limits, StateHandle, StateTask};
@@ -161,8 +161,7 @@ impl Proxy {
         let config = Arc::new(config);
         let registry = Registry::new();
         ProcessMetrics::register(&registry);
-        let unread: Arc<Budget> = Arc::default();
-        let metrics = NodeMetrics::new(&registry, &unread);
+        let metrics = NodeMetrics::new(&registry);
         let section = &config.proxy;
         let traffic = Arc::new(TrafficMetrics::new(
             &registry,
@@ -183,7 +182,6 @@ impl Proxy {
             mark: links.mark,
             kubelet: kubelet(&config),
             limits: limits(section),
-            unread,
             state: state.clone(),
             certificates: certificates.clone(),
             bundle: links.credentials.bundle(),

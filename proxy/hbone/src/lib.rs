@@ -21,7 +21,6 @@ mod server;
 mod settings;
 mod stream;
 mod tunnel;
-mod window;
 
 pub use authority::{Authority, AuthorityError, Host};
 pub use baggage::{Baggage, BaggageError, WorkloadType};

@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::keepalive::Keepalive;
 use crate::settings::MAX_RESET_UNSEEN;
-use crate::window::Window;
 use crate::{Authority, AuthorityError, Baggage, Forwarded, HboneStream, Settings, TunnelEnd};
 use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request};
-use podveil_net::Backlog;
 use std::fmt;
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::task::Poll;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -19,8 +16,6 @@ pub struct Server<IO> {
     // Boxed: HTTP/2's state is several KiB.
     connection: Box<Connection<IO, Bytes>>,
     keepalive: Option<Keepalive>,
-    window: Window,
-    backlog: Arc<Backlog>,
 }
 
 /// A request of the client, not yet answered. Dropping it resets the stream (CONNECT_ERROR).
@@ -28,7 +23,6 @@ pub struct Incoming {
     head: Box<request::Parts>,
     /// `None` once answered.
     open: Option<(SendResponse<Bytes>, RecvStream)>,
-    backlog: Arc<Backlog>,
 }
 
 impl<IO> Server<IO>
@@ -40,9 +34,8 @@ where
     /// # Errors
     /// [`TunnelEnd::Failed`].
     pub async fn handshake(io: IO, settings: &Settings) -> Result<Self, TunnelEnd> {
-        let window = Window::new(&settings.backlog);
         let mut connection = h2::server::Builder::new()
-            .initial_window_size(window.told())
+            .initial_window_size(settings.stream_window)
             .initial_connection_window_size(settings.connection_window())
             .max_concurrent_streams(settings.max_streams)
             .max_frame_size(settings.max_frame_size)
@@ -58,8 +51,6 @@ where
         Ok(Self {
             connection: Box::new(connection),
             keepalive,
-            window,
-            backlog: settings.backlog.clone(),
         })
     }
 
@@ -77,8 +68,6 @@ where
             {
                 return Poll::Ready(Err(TunnelEnd::PingTimeout));
             }
-            self.window
-                .poll(cx, |size| self.connection.set_initial_window_size(size));
             self.connection
                 .poll_accept(cx)
                 .map(|request| match request {
@@ -87,7 +76,6 @@ where
                         Ok(Incoming {
                             head: Box::new(head),
                             open: Some((respond, body)),
-                            backlog: self.backlog.clone(),
                         })
                     }
                     Some(Err(error)) => Err(TunnelEnd::Failed(error)),
@@ -156,7 +144,7 @@ impl Incoming {
             response.headers_mut().insert("baggage", baggage);
         }
         let send = respond.send_response(response, false).ok()?;
-        Some(HboneStream::new(send, body, None, self.backlog.clone()))
+        Some(HboneStream::new(send, body, None))
     }
 
     /// Answers with an error status and ends the stream.

@@ -2,14 +2,13 @@
 use crate::tunnel::Slot;
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
-use podveil_net::{Backlog, Broken, Chunks, Duplex, Unread};
+use podveil_net::{Broken, Chunks, Duplex};
 use std::fmt;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 /// Window is given back in steps of this size: each step takes the tunnel's lock, and HTTP/2 tells the peer only about
-/// half a window at once anyway. No window becomes so small that what is kept back here matters.
-const RELEASE: usize = 4 * 1024;
+/// half a window at once anyway.
+const RELEASE: usize = 64 * 1024;
 
 /// One application connection inside a tunnel.
 ///
@@ -17,9 +16,7 @@ const RELEASE: usize = 4 * 1024;
 pub struct HboneStream {
     send: SendStream<Bytes>,
     recv: RecvStream,
-    /// Read, not yet written onward.
-    unread: Unread,
-    /// Written onward, not yet given back to the peer's window.
+    /// Read and written onward, not yet given back to the peer's window.
     unreleased: usize,
     /// END_STREAM was read.
     ended: bool,
@@ -30,16 +27,10 @@ pub struct HboneStream {
 }
 
 impl HboneStream {
-    pub(crate) fn new(
-        send: SendStream<Bytes>,
-        recv: RecvStream,
-        slot: Option<Slot>,
-        backlog: Arc<Backlog>,
-    ) -> Self {
+    pub(crate) fn new(send: SendStream<Bytes>, recv: RecvStream, slot: Option<Slot>) -> Self {
         Self {
             send,
             recv,
-            unread: Unread::new(backlog),
             unreleased: 0,
             ended: false,
             finished: false,
@@ -70,7 +61,7 @@ fn broken(error: &h2::Error) -> Broken {
 }
 
 impl Duplex for HboneStream {
-    /// Bounded by the stream's window, and by the pod's backlog: what is read and not consumed is not granted again.
+    /// Bounded by the stream's window: what is read and not consumed is not granted again.
     const READ_AHEAD: usize = usize::MAX;
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Broken>> {
@@ -78,10 +69,7 @@ impl Duplex for HboneStream {
             match ready!(self.recv.poll_data(cx)) {
                 // An empty frame: padding, or END_STREAM on its own.
                 Some(Ok(bytes)) if bytes.is_empty() => {}
-                Some(Ok(bytes)) => {
-                    self.unread.came(bytes.len())?;
-                    return Poll::Ready(Ok(Some(bytes)));
-                }
+                Some(Ok(bytes)) => return Poll::Ready(Ok(Some(bytes))),
                 Some(Err(error)) => return Poll::Ready(Err(broken(&error))),
                 None => {
                     self.ended = true;
@@ -92,7 +80,6 @@ impl Duplex for HboneStream {
     }
 
     fn consumed(&mut self, bytes: usize) {
-        self.unread.went(bytes);
         self.unreleased += bytes;
         // After the end nothing more comes on this stream, but the tunnel's window is everybody's.
         if self.unreleased >= RELEASE || self.ended {

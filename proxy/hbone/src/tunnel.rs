@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::keepalive::Keepalive;
-use crate::window::Window;
 use crate::{HboneStream, Settings};
 use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
 use h2::{Reason, SendStream};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header};
-use podveil_net::Backlog;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
@@ -45,7 +43,6 @@ enum Phase {
 struct Shared {
     streams: AtomicUsize,
     max_streams: usize,
-    backlog: Arc<Backlog>,
     terminate: Notify,
 }
 
@@ -135,10 +132,9 @@ impl Tunnel {
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let window = Window::new(&settings.backlog);
         let (requests, mut connection) = h2::client::Builder::new()
             .enable_push(false)
-            .initial_window_size(window.told())
+            .initial_window_size(settings.stream_window)
             .initial_connection_window_size(settings.connection_window())
             .max_frame_size(settings.max_frame_size)
             .max_header_list_size(settings.max_header_list_size)
@@ -153,11 +149,10 @@ impl Tunnel {
         let shared = Arc::new(Shared {
             streams: AtomicUsize::new(0),
             max_streams: settings.max_streams as usize,
-            backlog: settings.backlog.clone(),
             terminate: Notify::new(),
         });
         let (sender, phase) = watch::channel(Phase::Settling);
-        let driver = drive(connection, keepalive, window, shared.clone(), sender);
+        let driver = drive(connection, keepalive, shared.clone(), sender);
         let tunnel = Self {
             requests,
             shared,
@@ -240,9 +235,7 @@ impl Tunnel {
             .into_parts();
         match unanswered.0.take() {
             Some(send) if head.status == StatusCode::OK => {
-                let backlog = self.shared.backlog.clone();
-                let stream = HboneStream::new(send, recv, Some(slot), backlog);
-                Ok((stream, head.headers))
+                Ok((HboneStream::new(send, recv, Some(slot)), head.headers))
             }
             _ => Err(StreamError::Refused {
                 status: head.status,
@@ -334,7 +327,6 @@ impl StreamError {
 fn drive<IO>(
     connection: Connection<IO, Bytes>,
     mut keepalive: Option<Keepalive>,
-    mut window: Window,
     shared: Arc<Shared>,
     phase: watch::Sender<Phase>,
 ) -> impl Future<Output = TunnelEnd> + Send + 'static
@@ -356,7 +348,6 @@ where
                 {
                     return Poll::Ready(TunnelEnd::PingTimeout);
                 }
-                window.poll(cx, |size| connection.set_initial_window_size(size));
                 let outcome = Pin::new(&mut *connection).poll(cx);
                 // Asked once: HTTP/2 itself queues what a limit lowered later does not allow.
                 if settling {

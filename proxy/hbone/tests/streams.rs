@@ -4,18 +4,14 @@
 use bytes::Bytes;
 use podveil_hbone::{ConnectRequest, HboneStream, Server, Settings, Tunnel, TunnelEnd};
 use podveil_net::{
-    Backlog, BacklogFull, Broken, Budget, Chunks, Counters, Duplex, Ended, Side, TcpEnd,
-    prepare_application, relay,
+    Broken, Chunks, Counters, Duplex, Ended, Side, TcpEnd, prepare_application, relay,
 };
 use std::future::{pending, poll_fn};
 use std::io;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 const MIB: usize = 1024 * 1024;
@@ -60,13 +56,10 @@ async fn serve(
 }
 
 async fn pair() -> Pair {
-    pair_with(Settings::default()).await
-}
-
-async fn pair_with(settings: Settings) -> Pair {
+    let settings = Settings::default();
     let (near, far) = tokio::io::duplex(256 * 1024);
     let (sender, accepted) = mpsc::channel(200);
-    let server = tokio::spawn(serve(far, settings.clone(), sender));
+    let server = tokio::spawn(serve(far, settings, sender));
     let (tunnel, driver) = Tunnel::open(near, &settings).await.unwrap();
     Pair {
         tunnel,
@@ -293,7 +286,8 @@ async fn ninety_nine_stalled_readers_do_not_stall_the_hundredth() {
     }
     assert!(pair.tunnel.try_reserve().is_err(), "a hundred is the limit");
     let (mut near, mut far) = streams.pop().unwrap();
-    let bound = Backlog::largest_window() as usize;
+    let settings = Settings::default();
+    let bound = settings.stream_window as usize;
     // Nobody reads at the far end of these.
     let filled = streams.iter_mut().map(|(near, _)| fill(near));
     for written in join_all(filled).await {
@@ -323,109 +317,6 @@ async fn ninety_nine_stalled_readers_do_not_stall_the_hundredth() {
     let transfer = async { tokio::join!(receive, send).0 };
     let received = tokio::time::timeout(Duration::from_secs(30), transfer).await;
     assert_eq!(received.unwrap(), total);
-}
-
-/// A pair whose far pod has this backlog.
-async fn pair_with_backlog(budget: &Arc<Budget>) -> (Pair, watch::Receiver<u32>) {
-    let backlog = Arc::new(Backlog::of(budget.clone()));
-    let window = backlog.window();
-    let settings = Settings {
-        backlog,
-        ..Settings::default()
-    };
-    (pair_with(settings).await, window)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn stalled_readers_shrink_the_windows_and_lose_nothing() {
-    let budget = Arc::new(Budget::of(32 * MIB));
-    let (mut pair, mut window) = pair_with_backlog(&budget).await;
-    let largest = *window.borrow();
-    let sent = pattern(12 * MIB, 3);
-    let mut stalled = Vec::new();
-    for _ in 0..24 {
-        let Connection {
-            mut client, server, ..
-        } = pair.connection().await;
-        let bytes = sent.clone();
-        let sending = tokio::spawn(async move {
-            client.write_all(&bytes).await.unwrap();
-            client.shutdown().await.unwrap();
-            client
-        });
-        stalled.push((sending, server));
-    }
-    let shrunk = window.wait_for(|window| *window < largest);
-    let within = Duration::from_secs(30);
-    tokio::time::timeout(within, shrunk).await.unwrap().unwrap();
-
-    // One that is read goes on meanwhile.
-    let mut connection = pair.connection().await;
-    let (came, _) = tokio::join!(
-        exchange(&mut connection.server, &[]),
-        exchange(&mut connection.client, &sent)
-    );
-    assert!(came.unwrap() == sent);
-
-    for (sending, mut server) in stalled {
-        let mut received = Vec::new();
-        server.read_to_end(&mut received).await.unwrap();
-        assert!(received == sent);
-        sending.await.unwrap();
-    }
-    let grown = window.wait_for(|window| *window == largest);
-    tokio::time::timeout(within, grown).await.unwrap().unwrap();
-    assert_eq!(budget.held(), 0);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_reads_is_bounded_and_its_streams_are_reset() {
-    let budget = Arc::new(Budget::of(2 * MIB));
-    let (mut pair, _) = pair_with_backlog(&budget).await;
-    let mut inbound = Vec::new();
-    let mut kept = Vec::new();
-    for _ in 0..90 {
-        let Connection {
-            mut client,
-            server,
-            inbound: relay,
-            ..
-        } = pair.connection().await;
-        inbound.push(relay);
-        let sending = tokio::spawn(async move {
-            let block = vec![7; 64 * 1024];
-            while client.write_all(&block).await.is_ok() {}
-        });
-        kept.push((sending, server));
-    }
-    let first_reset = poll_fn(|cx| {
-        for relay in &mut inbound {
-            if let Poll::Ready(ended) = Pin::new(relay).poll(cx) {
-                return Poll::Ready(ended.unwrap());
-            }
-        }
-        Poll::Pending
-    });
-    let ended = tokio::time::timeout(Duration::from_secs(30), first_reset).await;
-    let cause = Broken::Unread(BacklogFull);
-    assert_eq!(
-        ended.unwrap(),
-        Ended::Broken {
-            side: Side::A,
-            cause
-        }
-    );
-    assert!(budget.held() <= 2 * MIB, "{} bytes", budget.held());
-    // Others are served.
-    let mut connection = pair.connection().await;
-    let (came, _) = tokio::join!(
-        exchange(&mut connection.server, &[]),
-        exchange(&mut connection.client, b"served")
-    );
-    assert_eq!(came.unwrap(), b"served");
-    for (sending, _) in kept {
-        sending.abort();
-    }
 }
 
 async fn join_all<T: Send + 'static>(

@@ -246,7 +246,6 @@ impl Inbound {
         };
         let settings = Settings {
             max_streams: u32::try_from(pod.limits.max_streams_per_tunnel).unwrap_or(u32::MAX),
-            backlog: pod.backlog.clone(),
             ..Settings::default()
         };
         let Identified {

@@ -237,10 +237,6 @@ impl Connected {
                     _ => CloseReason::TunnelLost,
                 }
             }
-            Ended::Broken {
-                cause: Broken::Unread(_),
-                ..
-            } => CloseReason::Unread,
             Ended::Broken { side: Side::A, .. } => CloseReason::ResetBySource,
             Ended::Broken { side: Side::B, .. } => CloseReason::ResetByDestination,
             Ended::Stopped(Some(ref refused)) => refused.close(),

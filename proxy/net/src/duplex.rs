@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::{BacklogFull, Chunks};
+use crate::Chunks;
 use bytes::Bytes;
 use std::io;
 use std::task::{Context, Poll};
@@ -16,9 +16,6 @@ pub enum Broken {
     /// The tunnel under the stream was lost.
     #[error("tunnel lost")]
     TunnelLost,
-    /// More came than the other end reads and we keep ([`crate::Backlog`]).
-    #[error("{0}")]
-    Unread(#[from] BacklogFull),
     /// Any other failure of the socket.
     #[error("socket failed: {0}")]
     Other(io::ErrorKind),

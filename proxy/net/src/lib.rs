@@ -7,7 +7,6 @@
 
 #![forbid(unsafe_code)]
 
-mod backlog;
 mod chunks;
 mod duplex;
 mod original_dst;
@@ -15,7 +14,6 @@ mod pod_sockets;
 mod relay;
 mod tcp;
 
-pub use backlog::{Backlog, BacklogFull, Budget, Unread};
 pub use chunks::Chunks;
 pub use duplex::{Broken, Duplex};
 pub use original_dst::{NoOriginalDst, original_dst};

@@ -205,10 +205,6 @@ impl Outbound {
             Ended::Clean => CloseReason::Clean,
             Ended::Stopped(()) if gone() => CloseReason::WorkloadGone,
             Ended::Stopped(()) => CloseReason::Drained,
-            Ended::Broken {
-                cause: Broken::Unread(_),
-                ..
-            } => CloseReason::Unread,
             Ended::Broken { side: Side::A, .. } => CloseReason::ResetBySource,
             Ended::Broken {
                 side: Side::B,

@@ -176,7 +176,6 @@ impl Connect for Connector {
 
         let settings = Settings {
             max_streams: u32::try_from(limits.max_streams_per_tunnel).unwrap_or(u32::MAX),
-            backlog: self.pod.backlog.clone(),
             ..Settings::default()
         };
         let opened = timeout(limits.h2_timeout, Tunnel::open(stream, &settings)).await;

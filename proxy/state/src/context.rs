@@ -3,7 +3,7 @@ use crate::{Limits, Recorder, StateHandle, View};
 use podveil_ca_client::{Svid, TrustBundle};
 use podveil_identity::WorkloadIdentity;
 use podveil_model::{Uid, Workload};
-use podveil_net::{Backlog, ConnectError, PodSockets};
+use podveil_net::{ConnectError, PodSockets};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -46,8 +46,6 @@ pub struct PodContext {
     pub svid: watch::Receiver<Option<Arc<Svid>>>,
     pub bundle: watch::Receiver<Arc<TrustBundle>>,
     pub limits: Limits,
-    /// What tunnels brought for this pod's applications and they have not read.
-    pub backlog: Arc<Backlog>,
     pub recorder: Arc<dyn Recorder>,
     /// Stop accepting, let connections end.
     pub drain: CancellationToken,

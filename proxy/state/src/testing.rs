@@ -193,7 +193,6 @@ impl Rig {
             svid: svid_seen,
             bundle: bundle_seen,
             limits,
-            backlog: Arc::default(),
             recorder: records.clone(),
             drain: CancellationToken::new(),
             stop: CancellationToken::new(),

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 use super::register;
-use podveil_net::Budget;
-use prometheus::{IntCounter, IntGauge, IntGaugeVec, Opts, PullingGauge, Registry};
-use std::sync::Arc;
+use prometheus::{IntCounter, IntGauge, IntGaugeVec, Opts, Registry};
 
 /// Counts of the pods that this proxy serves, under the names that Istio's dashboards know.
 #[derive(Clone, Debug)]
@@ -16,16 +14,7 @@ pub struct NodeMetrics {
 }
 
 impl NodeMetrics {
-    pub fn new(registry: &Registry, unread: &Arc<Budget>) -> Self {
-        let unread = unread.clone();
-        register(
-            registry,
-            PullingGauge::new(
-                "podveil_unread_bytes",
-                "What tunnels brought for applications of this node that have not read it",
-                Box::new(move || unread.held() as f64),
-            ),
-        );
+    pub fn new(registry: &Registry) -> Self {
         let gauge = |name: &str, help: &str| register(registry, IntGauge::new(name, help));
         let counter = |name: &str, help: &str| register(registry, IntCounter::new(name, help));
         let build = Opts::new("istio_build", "What is running: 1 for this version");

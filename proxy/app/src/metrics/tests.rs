@@ -219,7 +219,7 @@ async fn the_process_is_measured_when_asked() {
 #[test]
 fn the_build_is_found_where_dashboards_look() {
     let registry = Registry::new();
-    NodeMetrics::new(&registry, &Arc::default());
+    NodeMetrics::new(&registry);
     assert_eq!(
         lines(&registry, "istio_build"),
         [format!(

@@ -7,7 +7,7 @@ use podveil_ca_client::Held;
 use podveil_identity::WorkloadIdentity;
 use podveil_inbound::{Inbound, PlainInbound};
 use podveil_model::Uid;
-use podveil_net::{Backlog, PodSockets};
+use podveil_net::PodSockets;
 use podveil_netns::NetNs;
 use podveil_outbound::Outbound;
 use podveil_state::PodContext;
@@ -44,7 +44,6 @@ pub(super) struct Pod {
     netns: Arc<NetNs>,
     certificate: Held,
     recorder: Arc<PodRecorder>,
-    backlog: Arc<Backlog>,
     tasks: TaskTracker,
     stop: CancellationToken,
     serving: Mutex<Serving>,
@@ -74,7 +73,6 @@ impl Pod {
         };
         let pod = Self {
             recorder: Arc::new(PodRecorder::new(shared.traffic.clone())),
-            backlog: Arc::new(Backlog::of(shared.unread.clone())),
             stop: shared.stop.child_token(),
             tasks: TaskTracker::new(),
             serving: Mutex::new(serving),
@@ -177,7 +175,6 @@ impl Pod {
             svid: self.certificate.svid(),
             bundle: shared.bundle.clone(),
             limits: shared.limits.clone(),
-            backlog: self.backlog.clone(),
             recorder: self.recorder.clone(),
             drain,
             stop: self.stop.clone(),
