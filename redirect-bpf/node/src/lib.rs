@@ -24,6 +24,7 @@
 mod cluster;
 mod cni;
 mod config;
+mod entry;
 mod finder;
 mod holder;
 mod kubelet;

@@ -3,19 +3,19 @@
 //! piece of work, and publishes offers, status and acknowledgements.
 
 use crate::cluster::Cluster;
-use crate::cni::{Admissions, Ask, Facts};
+use crate::cni::{Admissions, Ask};
 use crate::config::RedirectConfig;
-use crate::finder::{By, Finder, Found};
+use crate::entry::{Entry, Place, facts};
+use crate::finder::{By, Finder};
 use crate::holder::{self, Held};
-use crate::listeners::PodListeners;
 use crate::pod::{Acceptance, Action, Event, Next, Pod};
 use crate::reports::{Change, InUse};
 use crate::work::{self, Done, Sought};
-use crate::zds::{Offer, Offers, Proxy, Taking};
-use crate::{PluginState, PodCondition, PodStatus, Status};
-use podveil_apply::{Backend, Chosen, Connection};
+use crate::zds::{Offer, Offers, Proxy};
+use crate::{PluginState, PodStatus, Status};
+use podveil_apply::{Backend, Chosen};
 use podveil_cni::wire::{About, Answer};
-use podveil_model::{Uid, Workload};
+use podveil_model::Uid;
 use podveil_netns::seqpacket::Peer;
 use podveil_plan::{Capture, Fence};
 use podveil_xds_client::{Acknowledge, Batch, Client, ResourceType};
@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// Pieces of work at once: each runs a few short programs. Nobody holds a place while it only looks for a namespace.
@@ -80,70 +80,6 @@ struct Waiting {
     version: Arc<str>,
     changes: Vec<Change>,
     acknowledge: Acknowledge,
-}
-
-/// A pod and what is held for it.
-struct Entry {
-    pod: Pod,
-    /// Tells work for this entry from work for one before it.
-    id: u64,
-    workload: Arc<Workload>,
-    place: Option<Place>,
-    listeners: Option<(Arc<PodListeners>, CancellationToken)>,
-    /// It is to be captured from the first moment that it is heard of, or was before in another sandbox.
-    awaited: bool,
-    /// Its containers may have run in this sandbox before it was captured.
-    started_uncaptured: bool,
-    /// Of the offer to the proxy.
-    offer: u64,
-    older: BTreeSet<Connection>,
-    fence: Arc<Fence>,
-}
-
-/// The pod's namespace, and who waits for the end of the process that it was found by.
-struct Place {
-    found: Found,
-    watch: Option<AbortHandle>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Some(watch) = &self.watch {
-            watch.abort();
-        }
-    }
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        self.close_listeners();
-    }
-}
-
-impl Entry {
-    /// What the proxy is told of it; `None`: that it is gone.
-    fn offer(&self) -> Option<Offer> {
-        if !self.pod.is_offered() {
-            // Never offered by this process: the proxy may have it from one before.
-            let keep = self.offer == 0 && self.pod.is_kept();
-            return keep.then_some(Offer::Keep);
-        }
-        let identity = &self.workload.identity;
-        Some(Offer::Take(Taking {
-            name: self.workload.name.clone(),
-            namespace: identity.namespace.as_str().into(),
-            service_account: identity.service_account.as_str().into(),
-            netns: self.place.as_ref()?.found.netns.clone(),
-            addresses: self.place.as_ref()?.found.addresses.clone(),
-            generation: self.offer,
-        }))
-    }
-
-    fn close_listeners(&mut self) {
-        if let Some((_, stop)) = self.listeners.take() {
-            stop.cancel();
-        }
-    }
 }
 
 impl<B: Backend> Reconciler<B> {
@@ -610,36 +546,6 @@ impl<B: Backend> Reconciler<B> {
     fn time(&self, at: Instant) -> SystemTime {
         let (wall, started) = self.started;
         wall + at.saturating_duration_since(started)
-    }
-}
-
-/// What is known of a pod that the CNI plugin asks about.
-fn facts(workload: Option<&Arc<Workload>>, entry: Option<&Entry>, ask: &Ask) -> Facts {
-    let pending = |reason: &str| Facts::Pending(reason.into());
-    let Some(workload) = workload else {
-        return Facts::Unknown("the controller has not told of this pod yet".into());
-    };
-    if workload.host_network || ask.request.about == About::End {
-        return Facts::NotEnrolled;
-    }
-    let Some(entry) = entry else {
-        return Facts::Unknown("it runs on another node, as far as the controller has told".into());
-    };
-    if !entry.pod.is_wanted() {
-        return Facts::NotEnrolled;
-    }
-    let place = entry.place.as_ref().map(|place| place.found.netns.id());
-    let given = ask.netns.as_ref().map(|netns| netns.id());
-    if given.is_some() && place != given {
-        return pending("its new network namespace is not captured yet");
-    }
-    match entry.pod.condition() {
-        // Peers learn its address only after this, so that none of them sends to it in plain.
-        (PodCondition::Ready, _) if entry.workload.stage.is_announced() => Facts::Captured,
-        (PodCondition::Ready, _) => {
-            pending("it is captured, and the controller has not announced it yet")
-        }
-        (_, reason) => Facts::Pending(reason),
     }
 }
 
