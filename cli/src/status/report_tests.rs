@@ -127,10 +127,10 @@ NODE   PROXY        REDIRECT      BACK END   PODS   VERSION   WAITS FOR
 n1     connected    catching up   nftables   1      0.1.0     -
 n2     silent 34s   -             -          1      0.1.0     -
 
-POD        NODE   STAGE       MODE         CERTIFICATE         CAPTURE                           CONNECTIONS   WHY
-shop/new   n2     wanted      permissive   14h old, 13h left   -                                 2 + 1 older   proxy on n2: has not reported
-shop/out   n1     none        permissive   -                   -                                 2 + 1 older   opted out by its label
-shop/web   n1     mandatory   permissive   3h old, 21h left    nftables for 2m, verified 5s ago  2 + 1 older   -
+POD        NODE   STAGE       MODE         CERTIFICATE         CAPTURE                            CONNECTIONS   WHY
+shop/new   n2     wanted      permissive   14h old, 13h left   -                                  2 + 1 older   proxy on n2: has not reported
+shop/out   n1     none        permissive   -                   -                                  2 + 1 older   opted out by its label
+shop/web   n1     mandatory   permissive   3h old, 21h left    nftables for 2m, verified 5s ago   2 + 1 older   -
 
 Conditions:
   the controller's source: pods cannot be watched: forbidden
