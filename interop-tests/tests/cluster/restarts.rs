@@ -2,9 +2,11 @@
 //! Whatever is started again on a node, capture stands in the namespace that the pod has now.
 
 use anyhow::{Context, ensure};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use podveil_cluster::podveil::{APP_PORT, NAMESPACE, Podveil, curl, pod, urls};
 use podveil_cluster::{APP_IMAGE, Cluster, Node};
-use podveil_sim::{eventually, run};
+use podveil_sim::eventually;
 use std::time::Duration;
 
 const SETTLE: Duration = Duration::from_secs(60);
@@ -62,7 +64,8 @@ pub fn capture_follows_its_pod_and_leaves_nothing_of_the_old_one(
 
     // The runtime: pods live on, and new ones are found.
     let old = node.containerd.as_ref().context("containerd runs")?.pid();
-    run("kill", ["-KILL", &format!("-{old}")])?;
+    // By the call itself: the program `kill` of Debian 12 takes a group -1234 for -1, which is everybody.
+    killpg(Pid::from_raw(old.try_into()?), Signal::SIGKILL)?;
     let _runs = node.run_containerd()?;
     answers(cluster, "after containerd's restart")?;
     cluster.apply(&pod("port", "late", "node-2"))?;
