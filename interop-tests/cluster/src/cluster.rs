@@ -14,6 +14,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 /// Far longer than it takes, for a machine that builds beside it.
@@ -346,10 +347,11 @@ impl Cluster {
     pub fn wait_for_nodes(&mut self) -> anyhow::Result<()> {
         eventually(START, "both nodes are ready", || {
             for node in &mut self.nodes {
+                let containerd = node.containerd.get_mut();
                 for program in [
                     &mut node.kubelet,
                     &mut node.kube_proxy,
-                    &mut node.containerd,
+                    containerd.unwrap_or_else(PoisonError::into_inner),
                 ]
                 .into_iter()
                 .flatten()

@@ -2,11 +2,15 @@
 use crate::machine::{Machine, words};
 use crate::tools::{self, Tool};
 use crate::{Program, image, server::text};
+use anyhow::Context;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use podveil_sim::eventually;
 use serde_json::{Value, json};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 const START: Duration = Duration::from_secs(30);
@@ -20,7 +24,8 @@ pub struct Node {
     /// Field order is drop order: the machine last.
     pub kubelet: Option<Program>,
     pub kube_proxy: Option<Program>,
-    pub containerd: Option<Program>,
+    /// Replaced while others look at the node: tests of a running cluster have only a shared reference to it.
+    pub containerd: Mutex<Option<Program>>,
     pub machine: Machine,
     pub v4: Ipv4Addr,
     pub v6: Ipv6Addr,
@@ -35,7 +40,7 @@ impl Node {
         Self {
             kubelet: None,
             kube_proxy: None,
-            containerd: None,
+            containerd: Mutex::new(None),
             v4: Ipv4Addr::new(172, 29, cluster, 10 + index),
             v6: format!("fd00:29:{cluster}::1{index}")
                 .parse()
@@ -74,7 +79,7 @@ impl Node {
     }
 
     /// Starts containerd with pod networking and takes the images in.
-    pub(crate) fn start_runtime(&mut self, images: &[PathBuf]) -> anyhow::Result<()> {
+    pub(crate) fn start_runtime(&self, images: &[PathBuf]) -> anyhow::Result<()> {
         for plugin in [
             Tool::CniHostLocal,
             Tool::CniLoopback,
@@ -94,20 +99,35 @@ impl Node {
             .try_for_each(|archive| self.import_image(archive))
     }
 
-    /// Starts containerd again after a test has killed it; ready when it returns.
+    /// Kills containerd without warning and starts it again; ready when it returns.
+    ///
+    /// # Errors
+    /// If it does not run before, or does not become ready.
+    pub fn restart_containerd(&self) -> anyhow::Result<()> {
+        let old = self.runtime().as_ref().map(Program::pid);
+        let group = old.context("containerd does not run")?.try_into()?;
+        // By the call itself: the program `kill` of Debian 12 takes a group -1234 for -1, which is everybody.
+        killpg(Pid::from_raw(group), Signal::SIGKILL)?;
+        self.start_containerd()
+    }
+
+    /// Starts containerd after its end; ready when it returns.
     ///
     /// # Errors
     /// If it does not become ready.
-    pub fn start_containerd(&mut self) -> anyhow::Result<()> {
-        self.containerd = Some(self.run_containerd()?);
+    pub fn start_containerd(&self) -> anyhow::Result<()> {
+        let started = self.run_containerd()?;
+        *self.runtime() = Some(started);
         Ok(())
     }
 
-    /// A containerd in place of one that a test has killed; ready when it returns. It ends with what is returned.
-    ///
-    /// # Errors
-    /// If it does not become ready.
-    pub fn run_containerd(&self) -> anyhow::Result<Program> {
+    fn runtime(&self) -> MutexGuard<'_, Option<Program>> {
+        self.containerd
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run_containerd(&self) -> anyhow::Result<Program> {
         let containerd = tools::path(Tool::Containerd)?;
         let shim = tools::path(Tool::ContainerdShim)?;
         let own = shim.parent().map(text).unwrap_or_default();

@@ -10,6 +10,7 @@ use podveil_sim::eventually;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 
 /// A table of our own, so that what is dropped can be let through again by one command.
@@ -157,7 +158,7 @@ impl Cluster {
         for node in &mut self.nodes {
             node.kubelet = None;
             node.kube_proxy = None;
-            node.containerd = None;
+            node.containerd = Mutex::new(None);
         }
         let nodes = self.nodes.iter().map(|node| &node.machine);
         for machine in nodes.chain([&self.control]) {

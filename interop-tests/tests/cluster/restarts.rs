@@ -2,8 +2,6 @@
 //! Whatever is started again on a node, capture stands in the namespace that the pod has now.
 
 use anyhow::{Context, ensure};
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use podveil_cluster::podveil::{APP_PORT, NAMESPACE, Podveil, curl, pod, urls};
 use podveil_cluster::{APP_IMAGE, Cluster, Node};
 use podveil_sim::eventually;
@@ -29,7 +27,7 @@ pub fn capture_follows_its_pod_and_leaves_nothing_of_the_old_one(
     settled(podveil, "client")?;
     settled(podveil, "web")?;
     cluster.kubectl(&["label", "namespace", "port", "podveil.io/mode=strict"])?;
-    answers(cluster, "before")?;
+    answers(cluster, "web", "before")?;
     found_by_runtime(podveil)?;
     only_the_kubelet_probes(cluster)?;
 
@@ -42,7 +40,7 @@ pub fn capture_follows_its_pod_and_leaves_nothing_of_the_old_one(
         netns(node, cluster)? == before,
         "a container's restart made another sandbox"
     );
-    answers(cluster, "after the container's restart")?;
+    answers(cluster, "web", "after the container's restart")?;
 
     // The sandbox: another namespace, and nobody holds the old one.
     let uid = uid(cluster)?;
@@ -51,7 +49,7 @@ pub fn capture_follows_its_pod_and_leaves_nothing_of_the_old_one(
     let after = netns(node, cluster)?;
     ensure!(after != before, "the sandbox is still {before}");
     settled(podveil, "web")?;
-    answers(cluster, "after the sandbox's restart")?;
+    answers(cluster, "web", "after the sandbox's restart")?;
     eventually(SETTLE, "nobody holds the old namespace", || {
         let named = before.replace('[', "\\[");
         let holders = format!("find /proc/[0-9]*/fd /proc/[0-9]*/ns -lname '{named}' 2>/dev/null");
@@ -63,17 +61,13 @@ pub fn capture_follows_its_pod_and_leaves_nothing_of_the_old_one(
     })?;
 
     // The runtime: pods live on, and new ones are found.
-    let old = node.containerd.as_ref().context("containerd runs")?.pid();
-    // By the call itself: the program `kill` of Debian 12 takes a group -1234 for -1, which is everybody.
-    killpg(Pid::from_raw(old.try_into()?), Signal::SIGKILL)?;
-    let _runs = node.run_containerd()?;
-    answers(cluster, "after containerd's restart")?;
+    node.restart_containerd()?;
+    answers(cluster, "web", "after containerd's restart")?;
     cluster.apply(&pod("port", "late", "node-2"))?;
     cluster.wait_for_pods("port")?;
     settled(podveil, "late")?;
-    for url in urls(cluster, "port", "late")? {
-        curl(cluster, "port", "client", &url).with_context(|| format!("the late pod, {url}"))?;
-    }
+    // Its endpoint follows the pod's readiness after a while, as in any cluster.
+    answers(cluster, "late", "a pod that started after it")?;
 
     // Ourselves: capture stands all the while.
     let own = format!("--namespace={NAMESPACE}");
@@ -98,7 +92,7 @@ pub fn capture_follows_its_pod_and_leaves_nothing_of_the_old_one(
         "--timeout=60s",
     ])?;
     settled(podveil, "web")?;
-    answers(cluster, "after the node program's restart")?;
+    answers(cluster, "web", "after the node program's restart")?;
     ensure!(
         netns(node, cluster)? == after,
         "its namespace is another one"
@@ -140,9 +134,9 @@ fn only_the_kubelet_probes(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn answers(cluster: &Cluster, when: &str) -> anyhow::Result<()> {
+fn answers(cluster: &Cluster, name: &str, when: &str) -> anyhow::Result<()> {
     eventually(SETTLE, when, || {
-        for url in urls(cluster, "port", "web")? {
+        for url in urls(cluster, "port", name)? {
             curl(cluster, "port", "client", &url).with_context(|| url.clone())?;
         }
         Ok(())
