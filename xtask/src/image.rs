@@ -83,13 +83,7 @@ impl Name {
     fn tools(self) -> &'static [&'static str] {
         match self {
             Self::Ca | Self::Controller => &[],
-            Self::Node => &[
-                "ip",
-                "ipset",
-                "nft",
-                "xtables-legacy-multi",
-                "xtables-nft-multi",
-            ],
+            Self::Node => &["ipset", "nft", "xtables-legacy-multi", "xtables-nft-multi"],
         }
     }
 

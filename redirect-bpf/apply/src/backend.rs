@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::{BackEnd, CommandError, Connection, Family};
+use crate::{BackEnd, CommandError, Connection, Family, ListError};
 use podveil_bpf::{Fault, NodeError};
 use podveil_netns::{NetNs, NetNsError};
 use podveil_plan::{Capture, Fence, FenceChange};
@@ -77,7 +77,7 @@ pub struct FenceCount {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    #[error("the namespace's rules or routes cannot be written")]
+    #[error("the namespace's rules cannot be read or written")]
     Command(#[from] CommandError),
     #[error("the namespace's connections cannot be listed")]
     Connections(#[source] io::Error),
@@ -85,6 +85,8 @@ pub enum ApplyError {
     Ebpf(#[from] NodeError),
     #[error(transparent)]
     NetNs(#[from] NetNsError),
+    #[error("the namespace's routes cannot be read or written")]
+    Routes(#[source] io::Error),
     #[error("no namespace can be made to compare rules in")]
     Scratch(#[source] io::Error),
     #[error("sysctl {name} cannot be read or set")]
@@ -99,6 +101,15 @@ pub enum ApplyError {
         #[source]
         source: serde_json::Error,
     },
+}
+
+impl From<ListError> for ApplyError {
+    fn from(error: ListError) -> Self {
+        match error {
+            ListError::Io(source) => Self::Connections(source),
+            ListError::NetNs(error) => Self::NetNs(error),
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

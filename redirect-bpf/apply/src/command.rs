@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-/// `nft` and `ip` answer in milliseconds; a machine where they need longer is in trouble that waiting does not cure.
+/// `nft` and `iptables` answer in milliseconds; a machine where they need longer is in trouble that waiting does not cure.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]

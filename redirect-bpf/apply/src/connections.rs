@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 use podveil_model::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT};
+use podveil_netns::sock_diag::{self, TcpSocket, TcpState};
 use podveil_netns::{NetNs, NetNsError};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::fs;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 /// A TCP connection as one socket sees it.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -13,61 +13,25 @@ pub struct Connection {
     pub remote: SocketAddr,
 }
 
-/// As `/proc/net/tcp` numbers them, as far as anybody here asks.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum TcpState {
-    Closed,
-    Listen,
-    Open,
-    TimeWait,
-}
-
 /// Everything TCP in one namespace at one moment.
 #[derive(Debug, Default)]
 pub struct Connections {
     sockets: Vec<(Connection, TcpState)>,
-    listening: BTreeMap<SocketAddr, u64>,
-    /// The namespace's own addresses.
-    addresses: HashSet<IpAddr>,
+    addresses: Addresses,
 }
 
 impl Connections {
     /// # Errors
-    /// When `/proc` cannot be read or the namespace cannot be entered.
+    /// When the kernel does not tell, or the namespace cannot be entered.
     pub fn list(netns: &NetNs) -> Result<Self, ListError> {
-        netns.run(|| {
-            // A kernel without IPv6 has no tcp6.
-            let mut lines = fs::read_to_string("/proc/thread-self/net/tcp")?;
-            lines.push_str(&fs::read_to_string("/proc/thread-self/net/tcp6").unwrap_or_default());
-            let sockets: Vec<Socket> = lines.lines().filter_map(parse).collect();
-            let addresses = addresses()?;
-            let listening = sockets
-                .iter()
-                .filter(|socket| socket.state == TcpState::Listen);
-            Ok(Self {
-                listening: listening
-                    .map(|socket| (socket.connection.local, socket.inode))
-                    .collect(),
-                sockets: (sockets.iter())
-                    .map(|socket| (socket.connection, socket.state))
-                    .collect(),
-                addresses,
-            })
-        })?
-    }
-
-    /// Has the namespace been given an address by which others reach it? Loopback and link-local ones it has by itself.
-    pub fn has_address(&self) -> bool {
-        let by_itself = |ip: &IpAddr| match ip {
-            IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
-            IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local(),
-        };
-        !self.addresses.iter().all(by_itself)
-    }
-
-    /// Is this one of the namespace's own addresses?
-    pub fn is_own(&self, ip: IpAddr) -> bool {
-        self.addresses.contains(&ip)
+        let sockets = sock_diag::sockets(netns).map_err(ListError::Io)?;
+        let connection = |TcpSocket { local, remote, .. }| Connection { local, remote };
+        Ok(Self {
+            sockets: (sockets.into_iter())
+                .map(|socket| (connection(socket), socket.state))
+                .collect(),
+            addresses: Addresses::of(netns)?,
+        })
     }
 
     /// Connections that leave the pod past the proxy, half-open and closing ones too; not those in TIME-WAIT, which carry
@@ -91,7 +55,7 @@ impl Connections {
                     && !captured.contains(&c.local)
                     && !inside.contains(&reversed)
                     && !c.local.ip().is_loopback()
-                    && self.addresses.contains(&c.local.ip())
+                    && self.addresses.has(c.local.ip())
             })
             .collect()
     }
@@ -104,14 +68,9 @@ impl Connections {
                 let port = c.local.port();
                 port == OUTBOUND_PORT
                     || port == INBOUND_PORT
-                    || !(self.addresses.contains(&c.local.ip()) || c.local.ip().is_unspecified())
+                    || !(self.addresses.has(c.local.ip()) || c.local.ip().is_unspecified())
             })
             .count()
-    }
-
-    /// The kernel's number of the socket that listens at exactly this address.
-    pub fn listener(&self, address: SocketAddr) -> Option<u64> {
-        self.listening.get(&address).copied()
     }
 
     /// Those of `connections` that have ended.
@@ -132,21 +91,47 @@ impl Connections {
     }
 }
 
-/// The addresses of the calling thread's namespace, loopback included.
-pub fn addresses() -> io::Result<HashSet<IpAddr>> {
-    let interfaces = nix::ifaddrs::getifaddrs()?;
-    Ok(interfaces
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
-        })
-        .collect())
+/// The addresses of a namespace, loopback included.
+#[derive(Clone, Debug, Default)]
+pub struct Addresses(HashSet<IpAddr>);
+
+impl Addresses {
+    /// # Errors
+    /// When the kernel does not tell, or the namespace cannot be entered.
+    pub fn of(netns: &NetNs) -> Result<Self, ListError> {
+        let interfaces = netns.run(nix::ifaddrs::getifaddrs)?;
+        let ips = interfaces
+            .map_err(io::Error::from)?
+            .filter_map(|interface| {
+                let address = interface.address?;
+                let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+                v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+            });
+        Ok(Self(ips.collect()))
+    }
+
+    /// Has the namespace been given an address by which others reach it? Loopback and link-local ones it has by itself.
+    pub fn are_given(&self) -> bool {
+        let by_itself = |ip: &IpAddr| match ip {
+            IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
+            IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local(),
+        };
+        !self.0.iter().all(by_itself)
+    }
+
+    /// Is this one of the namespace's own addresses?
+    pub fn has(&self, ip: IpAddr) -> bool {
+        self.0.contains(&ip)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = IpAddr> {
+        self.0.iter().copied()
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
-    #[error("cannot read /proc/net/tcp or the namespace's addresses")]
+    #[error("the kernel does not tell the namespace's sockets or addresses")]
     Io(#[from] io::Error),
     #[error(transparent)]
     NetNs(#[from] NetNsError),
@@ -156,81 +141,9 @@ fn is_proxys(port: u16) -> bool {
     matches!(port, OUTBOUND_PORT | INBOUND_PORT | HBONE_PORT)
 }
 
-#[derive(Debug)]
-struct Socket {
-    connection: Connection,
-    state: TcpState,
-    inode: u64,
-}
-
-/// A line of `/proc/net/tcp` or `tcp6`; `None` for the heading.
-fn parse(line: &str) -> Option<Socket> {
-    let mut fields = line.split_ascii_whitespace().skip(1);
-    let local = parse_address(fields.next()?)?;
-    let remote = parse_address(fields.next()?)?;
-    let state = match u8::from_str_radix(fields.next()?, 16).ok()? {
-        6 => TcpState::TimeWait,
-        7 => TcpState::Closed,
-        10 => TcpState::Listen,
-        _ => TcpState::Open,
-    };
-    // After the state: queues, timer, retransmissions, uid, timeout, inode.
-    let inode = fields.nth(5)?.parse().ok()?;
-    Some(Socket {
-        connection: Connection { local, remote },
-        state,
-        inode,
-    })
-}
-
-/// `0100007F:3A99`: groups of 32 bits in host order, then the port. An IPv4 address held by an IPv6 socket is IPv4.
-fn parse_address(text: &str) -> Option<SocketAddr> {
-    let (ip, port) = text.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    let group = |index: usize| {
-        let text = ip.get(index * 8..index * 8 + 8)?;
-        Some(u32::from_str_radix(text, 16).ok()?.to_ne_bytes())
-    };
-    let ip = match ip.len() {
-        8 => IpAddr::V4(Ipv4Addr::from(group(0)?)),
-        32 => {
-            let mut bytes = [0; 16];
-            for (index, chunk) in bytes.chunks_exact_mut(4).enumerate() {
-                chunk.copy_from_slice(&group(index)?);
-            }
-            IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
-        }
-        _ => return None,
-    };
-    Some(SocketAddr::new(ip, port))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lines_are_parsed() {
-        let line = "   0: 0100007F:3A99 0109000A:EBD4 01 00000000:00000000 00:00000000 00000000     0        0 77 1";
-        let Socket {
-            connection,
-            state,
-            inode,
-        } = parse(line).unwrap();
-        assert_eq!(inode, 77);
-        assert_eq!(connection.local, "127.0.0.1:15001".parse().unwrap());
-        assert_eq!(connection.remote, "10.0.9.1:60372".parse().unwrap());
-        assert_eq!(state, TcpState::Open);
-        assert!(parse("  sl  local_address rem_address   st tx_queue").is_none());
-        assert_eq!(
-            parse_address("0000000000000000FFFF00000109000A:1F90"),
-            Some("10.0.9.1:8080".parse().unwrap())
-        );
-        assert_eq!(
-            parse_address("000009FD000000000000000001000000:1F90"),
-            Some("[fd09::1]:8080".parse().unwrap())
-        );
-    }
 
     fn connections(list: &[(&str, &str)]) -> Connections {
         Connections {
@@ -241,8 +154,11 @@ mod tests {
                     (Connection { local, remote }, TcpState::Open)
                 })
                 .collect(),
-            listening: BTreeMap::new(),
-            addresses: ["10.0.0.1".parse().unwrap(), "127.0.0.1".parse().unwrap()].into(),
+            addresses: Addresses(
+                ["10.0.0.1", "127.0.0.1"]
+                    .map(|ip| ip.parse().unwrap())
+                    .into(),
+            ),
         }
     }
 

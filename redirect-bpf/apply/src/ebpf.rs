@@ -3,7 +3,7 @@ mod fences;
 
 use crate::BackEnd;
 use crate::backend::{ApplyError, Backend, FenceCount, Observed, VerifyError};
-use crate::connections::{self, Connection, Connections, ListError};
+use crate::connections::{Addresses, Connection, Connections};
 use crate::routes::{self, Family, Sources};
 use crate::sysctls::Sysctls;
 use fences::Fences;
@@ -11,9 +11,9 @@ use podveil_bpf::layout::{Pod, PodAddress, PodConnection, PodListener, PodPort};
 use podveil_bpf::{Node, NodeError, pidfd_open};
 use podveil_model::{INBOUND_PORT, OUTBOUND_PORT};
 use podveil_netns::cgroup::CgroupPath;
-use podveil_netns::{NetNs, process};
+use podveil_netns::{NetNs, process, sock_diag};
 use podveil_plan::{Capture, Fence, FenceChange, Phase};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
@@ -97,9 +97,9 @@ impl Ebpf {
         let node = &self.node;
         node.detach_pod(cookie)?;
         self.set_fence(cookie, None)?;
-        node.ports.replace(|key| key.netns == cookie, [], &1)?;
-        node.older.replace(|key| key.netns == cookie, [], &1)?;
-        node.addresses.replace(|key| key.netns == cookie, [], &1)?;
+        node.ports.replace(cookie, BTreeSet::new())?;
+        node.older.replace(cookie, BTreeSet::new())?;
+        node.addresses.replace(cookie, BTreeSet::new())?;
         node.counts.remove(&cookie)?;
         node.pods.remove(&cookie)?;
         Ok(())
@@ -130,8 +130,8 @@ impl Ebpf {
         if missing.is_empty() {
             return Ok(());
         }
-        let connections = list(netns)?;
-        missing.retain(|(address, _)| connections.listener(*address).is_some());
+        let listeners = sock_diag::listeners(netns).map_err(ApplyError::Connections)?;
+        missing.retain(|(address, _)| listeners.contains_key(address));
         if missing.is_empty() {
             return Ok(());
         }
@@ -141,13 +141,10 @@ impl Ebpf {
                 continue;
             };
             for (address, key) in &missing {
-                let Some(inode) = connections.listener(*address) else {
-                    continue;
-                };
-                let Some(fd) = sockets.get(&inode) else {
-                    continue;
-                };
-                if let Ok(socket) = process::duplicate(pidfd.as_fd(), *fd, inode) {
+                let inode = listeners[address];
+                if let Some(fd) = sockets.get(&inode)
+                    && let Ok(socket) = process::duplicate(pidfd.as_fd(), *fd, inode)
+                {
                     self.node.adopt_listener(key, socket.as_fd())?;
                 }
             }
@@ -166,7 +163,7 @@ impl Ebpf {
     /// Connections past the proxy: the proxy's own look the same in `/proc`.
     fn direct(&self, netns: &NetNs, cookie: u64) -> Result<BTreeSet<Connection>, ApplyError> {
         let mut direct = BTreeSet::new();
-        for connection in list(netns)?.direct() {
+        for connection in Connections::list(netns)?.direct() {
             let key = PodConnection::new(cookie, connection.local, connection.remote);
             if self.find(&self.node.proxy_connections, &key)?.is_none() {
                 direct.insert(connection);
@@ -179,16 +176,14 @@ impl Ebpf {
 /// What the tables say of one pod, apart from its fence.
 struct Wanted {
     flags: u32,
-    addresses: Vec<PodAddress>,
-    ports: Vec<PodPort>,
+    addresses: BTreeSet<PodAddress>,
+    ports: BTreeSet<PodPort>,
     sources: Sources,
 }
 
 impl Wanted {
     fn of(netns: &NetNs, cookie: u64, capture: &Capture) -> Result<Self, ApplyError> {
-        let addresses: HashSet<IpAddr> = netns
-            .run(connections::addresses)?
-            .map_err(ApplyError::Connections)?;
+        let addresses = Addresses::of(netns)?;
         let sources = Sources::of(netns, &addresses)?;
         let mut flags = 0;
         for (has, flag) in [
@@ -199,17 +194,16 @@ impl Wanted {
         }
         let mut wanted = Self {
             flags,
-            addresses: (addresses.into_iter())
+            addresses: (addresses.iter())
                 .filter(|ip| !ip.is_loopback())
                 .map(|ip| PodAddress {
                     netns: cookie,
                     ip: ip.into(),
                 })
                 .collect(),
-            ports: Vec::new(),
+            ports: BTreeSet::new(),
             sources,
         };
-        wanted.addresses.sort();
         if capture.phase == Phase::Capturing {
             wanted.flags |= Pod::CAPTURING | Pod::FENCED;
             if capture.refuses_plain {
@@ -223,7 +217,6 @@ impl Wanted {
                 let ports = list.iter().map(|port| PodPort::new(cookie, *port, kind));
                 wanted.ports.extend(ports);
             }
-            wanted.ports.sort();
         }
         Ok(wanted)
     }
@@ -238,7 +231,6 @@ impl Backend for Ebpf {
     ) -> Result<BTreeSet<Connection>, ApplyError> {
         let node = &self.node;
         let cookie = netns.cookie()?;
-        let ours = |key: u64| key == cookie;
         let wanted = Wanted::of(netns, cookie, capture)?;
         let found = self.find(&node.pods, &cookie)?.unwrap_or_default();
         let mut pod = Pod {
@@ -252,14 +244,10 @@ impl Backend for Ebpf {
         // The ways first, then what needs them.
         write(&pod)?;
         self.sysctls.switch_on(netns)?;
-        routes::ensure(netns, wanted.sources).await?;
+        routes::ensure(netns, wanted.sources)?;
         node.attach()?;
-        node.addresses
-            .replace(|key| ours(key.netns), wanted.addresses, &1)
-            .map_err(NodeError::from)?;
-        node.ports
-            .replace(|key| ours(key.netns), wanted.ports, &1)
-            .map_err(NodeError::from)?;
+        (node.addresses.replace(cookie, wanted.addresses)).map_err(NodeError::from)?;
+        (node.ports.replace(cookie, wanted.ports)).map_err(NodeError::from)?;
         if self.find(&node.counts, &cookie)?.is_none() {
             (node.counts.set(&cookie, &Default::default())).map_err(NodeError::from)?;
         }
@@ -267,7 +255,7 @@ impl Backend for Ebpf {
         if capture.phase == Phase::Releasing {
             pod.flags = wanted.flags;
             write(&pod)?;
-            (node.older.replace(|key| ours(key.netns), [], &1)).map_err(NodeError::from)?;
+            (node.older.replace(cookie, BTreeSet::new())).map_err(NodeError::from)?;
             self.set_fence(cookie, None)?;
             return Ok(BTreeSet::new());
         }
@@ -276,8 +264,7 @@ impl Backend for Ebpf {
         if found.flags & Pod::FENCED != 0 {
             pod.flags = wanted.flags;
             write(&pod)?;
-            let older = node.older.keys(|key| ours(key.netns));
-            return Ok((older.map_err(NodeError::from)?.iter())
+            return Ok((node.older.of(cookie).iter())
                 .map(|key| Connection {
                     local: key.local(),
                     remote: key.remote(),
@@ -289,10 +276,10 @@ impl Backend for Ebpf {
         pod.flags = wanted.flags & !(Pod::FENCED | Pod::REFUSES_PLAIN);
         write(&pod)?;
         let older = self.direct(netns, cookie)?;
-        let keys = older
-            .iter()
-            .map(|c| PodConnection::new(cookie, c.local, c.remote));
-        (node.older.replace(|key| ours(key.netns), keys, &1)).map_err(NodeError::from)?;
+        let keys = (older.iter())
+            .map(|c| PodConnection::new(cookie, c.local, c.remote))
+            .collect();
+        (node.older.replace(cookie, keys)).map_err(NodeError::from)?;
         pod.flags = wanted.flags;
         write(&pod)?;
         Ok(older)
@@ -321,21 +308,18 @@ impl Backend for Ebpf {
         }
         let failed = |error| ApplyError::from(NodeError::from(error));
         // A pod may get another address at any time: that is followed, not mended.
-        (node.addresses)
-            .replace(|key| key.netns == cookie, wanted.addresses, &1)
-            .map_err(failed)?;
-        let ports = node.ports.keys(|key| key.netns == cookie);
-        if ports.map_err(failed)? != wanted.ports {
+        (node.addresses.replace(cookie, wanted.addresses)).map_err(failed)?;
+        if node.ports.of(cookie) != wanted.ports || !node.ports.stands(cookie).map_err(failed)? {
             return Err(VerifyError::Map { map: "pod_ports" });
         }
         self.sysctls.verify(netns)?;
-        routes::verify(netns, wanted.sources).await?;
+        routes::verify(netns, wanted.sources)?;
         Ok(self.adopt_listeners(netns, cookie)?)
     }
 
     async fn stands(&self, netns: &NetNs) -> Result<bool, ApplyError> {
         let cookie = netns.cookie()?;
-        Ok(self.find(&self.node.pods, &cookie)?.is_some() || routes::stand(netns).await?)
+        Ok(self.find(&self.node.pods, &cookie)?.is_some() || routes::stand(netns)?)
     }
 
     async fn owns(&self, netns: &NetNs) -> Result<bool, ApplyError> {
@@ -350,7 +334,7 @@ impl Backend for Ebpf {
     ) -> Result<Observed, ApplyError> {
         let cookie = netns.cookie()?;
         let node = &self.node;
-        for ended in list(netns)?.ended(older) {
+        for ended in Connections::list(netns)?.ended(older) {
             let key = PodConnection::new(cookie, ended.local, ended.remote);
             node.older.remove(&key).map_err(NodeError::from)?;
             older.remove(&ended);
@@ -376,19 +360,12 @@ impl Backend for Ebpf {
             let idle = Pod { flags: 0, ..pod };
             (self.node.pods.set(&cookie, &idle)).map_err(NodeError::from)?;
             self.node.detach_pod(cookie)?;
-            routes::remove(netns).await?;
+            routes::remove(netns)?;
             if pod.sysctls & RECORDED != 0 {
                 self.sysctls.write(netns, pod.sysctls)?;
             }
             self.forget(cookie)?;
         }
-        routes::remove(netns).await
+        routes::remove(netns)
     }
-}
-
-fn list(netns: &NetNs) -> Result<Connections, ApplyError> {
-    Connections::list(netns).map_err(|error| match error {
-        ListError::Io(source) => ApplyError::Connections(source),
-        ListError::NetNs(error) => ApplyError::NetNs(error),
-    })
 }

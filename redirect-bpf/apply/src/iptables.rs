@@ -3,7 +3,7 @@ mod chains;
 
 use crate::backend::{ApplyError, Backend, FenceCount, Observed, VerifyError};
 use crate::command::{CommandError, run_in};
-use crate::connections::{Connection, Connections, ListError};
+use crate::connections::{Connection, Connections};
 use crate::reference::scratch;
 use crate::routes::{self, Family};
 use crate::{BackEnd, Unusable, conntrack};
@@ -275,7 +275,7 @@ impl Backend for Iptables {
         capture: &Capture,
         fence: &Fence,
     ) -> Result<BTreeSet<Connection>, ApplyError> {
-        routes::ensure(netns, routes::Sources::default()).await?;
+        routes::ensure(netns, routes::Sources::default())?;
         let families = Family::of(netns)?;
         let mut recorded = true;
         let mut stood = false;
@@ -311,7 +311,7 @@ impl Backend for Iptables {
                     "stale conntrack entries stay: a connection that meets one is refused by the fence"
                 );
             }
-            held = connections(netns)?.direct();
+            held = Connections::list(netns)?.direct();
         }
         for family in &families {
             let rules = self.rules(capture, *family);
@@ -340,11 +340,11 @@ impl Backend for Iptables {
                 }
             }
         }
-        routes::verify(netns, routes::Sources::default()).await
+        routes::verify(netns, routes::Sources::default())
     }
 
     async fn stands(&self, netns: &NetNs) -> Result<bool, ApplyError> {
-        Ok(self.has_chains(netns).await? || routes::stand(netns).await?)
+        Ok(self.has_chains(netns).await? || routes::stand(netns)?)
     }
 
     async fn owns(&self, netns: &NetNs) -> Result<bool, ApplyError> {
@@ -356,7 +356,7 @@ impl Backend for Iptables {
                 return Ok(saved.values().flatten().any(|rule| rule.contains(&owner)));
             }
         }
-        routes::stand(netns).await
+        routes::stand(netns)
     }
 
     async fn observe(
@@ -364,7 +364,7 @@ impl Backend for Iptables {
         netns: &NetNs,
         older: &mut BTreeSet<Connection>,
     ) -> Result<Observed, ApplyError> {
-        let connections = connections(netns)?;
+        let connections = Connections::list(netns)?;
         let ended = connections.ended(older);
         let mut fence = FenceCount::default();
         for family in Family::of(netns)? {
@@ -417,7 +417,7 @@ impl Backend for Iptables {
             }
         }
         remove_sets(netns).await?;
-        routes::remove(netns).await
+        routes::remove(netns)
     }
 }
 
@@ -435,13 +435,6 @@ async fn remove_sets(netns: &NetNs) -> Result<(), ApplyError> {
         .map(|name| format!("destroy {name}\n"))
         .collect();
     ipset(netns, &script).await
-}
-
-fn connections(netns: &NetNs) -> Result<Connections, ApplyError> {
-    Connections::list(netns).map_err(|error| match error {
-        ListError::Io(source) => ApplyError::Connections(source),
-        ListError::NetNs(error) => ApplyError::NetNs(error),
-    })
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::backend::{ApplyError, Backend, FenceCount, Observed, VerifyError};
 use crate::command::{CommandError, run_in};
-use crate::connections::{Connection, Connections, ListError};
+use crate::connections::{Connection, Connections};
 use crate::reference::{self, References};
 use crate::{BackEnd, Unusable, conntrack, routes, ruleset};
 use podveil_netns::NetNs;
@@ -127,7 +127,7 @@ impl Backend for Nftables {
         capture: &Capture,
         fence: &Fence,
     ) -> Result<BTreeSet<Connection>, ApplyError> {
-        routes::ensure(netns, routes::Sources::default()).await?;
+        routes::ensure(netns, routes::Sources::default())?;
         if capture.phase == Phase::Releasing {
             // The fence first: a transaction changes chain after chain, and a connection that is no longer captured must not
             // meet the fence. Its chains are gone when this returns.
@@ -173,7 +173,7 @@ impl Backend for Nftables {
                 "stale conntrack entries stay: a connection that meets one is refused by the fence"
             ),
         }
-        let older = connections(netns)?.direct();
+        let older = Connections::list(netns)?.direct();
         fenced.push_str(&ruleset::older("add", &older));
         self.load(netns, &fenced).await?;
         Ok(older)
@@ -208,11 +208,11 @@ impl Backend for Nftables {
                 });
             }
         }
-        routes::verify(netns, routes::Sources::default()).await
+        routes::verify(netns, routes::Sources::default())
     }
 
     async fn stands(&self, netns: &NetNs) -> Result<bool, ApplyError> {
-        Ok(self.list(netns).await?.is_some() || routes::stand(netns).await?)
+        Ok(self.list(netns).await?.is_some() || routes::stand(netns)?)
     }
 
     async fn owns(&self, netns: &NetNs) -> Result<bool, ApplyError> {
@@ -230,7 +230,7 @@ impl Backend for Nftables {
             Err(CommandError::Failed { message, .. })
                 if message.contains("No such file or directory") =>
             {
-                routes::stand(netns).await
+                routes::stand(netns)
             }
             Err(error) => Err(error.into()),
         }
@@ -241,7 +241,7 @@ impl Backend for Nftables {
         netns: &NetNs,
         older: &mut BTreeSet<Connection>,
     ) -> Result<Observed, ApplyError> {
-        let connections = connections(netns)?;
+        let connections = Connections::list(netns)?;
         let ended = connections.ended(older);
         if !ended.is_empty() {
             self.load(netns, &ruleset::older("delete", &ended)).await?;
@@ -269,15 +269,8 @@ impl Backend for Nftables {
         // Declared first, so that there is something to delete.
         self.load(netns, &format!("table {TABLE}\ndelete table {TABLE}\n"))
             .await?;
-        routes::remove(netns).await
+        routes::remove(netns)
     }
-}
-
-fn connections(netns: &NetNs) -> Result<Connections, ApplyError> {
-    Connections::list(netns).map_err(|error| match error {
-        ListError::Io(source) => ApplyError::Connections(source),
-        ListError::NetNs(error) => ApplyError::NetNs(error),
-    })
 }
 
 impl Listing {

@@ -2,12 +2,18 @@
 //! The way back over `lo`: packets marked [`MARK`] are looked up in a table of our own, where every address is local.
 
 use crate::backend::{ApplyError, VerifyError};
-use crate::command::run_in;
+use crate::connections::Addresses;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
 use podveil_model::{VERIFICATION_V4, VERIFICATION_V6};
+use podveil_netns::netlink::Netlink;
 use podveil_netns::{NetNs, NetNsError};
 use podveil_plan::{MARK, MARK_MASK, ROUTE_TABLE};
-use serde::Deserialize;
-use std::collections::HashSet;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
@@ -40,13 +46,6 @@ impl Family {
             Self::V6 => 6,
         }
     }
-
-    fn flag(self) -> &'static str {
-        match self {
-            Self::V4 => "-4",
-            Self::V6 => "-6",
-        }
-    }
 }
 
 /// The addresses that connections sent over `lo` begin at when the application names none: without one the kernel would
@@ -59,7 +58,7 @@ pub struct Sources {
 
 impl Sources {
     /// What the namespace would choose for a destination far away.
-    pub fn of(netns: &NetNs, addresses: &HashSet<IpAddr>) -> Result<Self, NetNsError> {
+    pub fn of(netns: &NetNs, addresses: &Addresses) -> Result<Self, NetNsError> {
         netns.run(|| {
             // Nothing is sent, the kernel only looks for a route.
             let chosen = |far: IpAddr| {
@@ -70,10 +69,10 @@ impl Sources {
                 let socket = UdpSocket::bind((any, 0)).ok()?;
                 socket.connect((far, 9)).ok()?;
                 let ip = socket.local_addr().ok()?.ip();
-                addresses.contains(&ip).then_some(ip)
+                addresses.has(ip).then_some(ip)
             };
             let first = |is_v4: bool| {
-                let mut usable: Vec<IpAddr> = (addresses.iter().copied())
+                let mut usable: Vec<IpAddr> = (addresses.iter())
                     .filter(|ip| ip.is_ipv4() == is_v4 && is_usable(*ip))
                     .collect();
                 usable.sort();
@@ -101,136 +100,177 @@ fn is_usable(ip: IpAddr) -> bool {
     }
 }
 
-#[derive(Debug, Deserialize)]
-struct Rule {
-    priority: u32,
-    fwmark: Option<String>,
-    table: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Route {
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    dst: String,
-    dev: Option<String>,
-    prefsrc: Option<IpAddr>,
-}
-
-impl Rule {
-    fn is_ours(&self) -> bool {
-        self.priority == ROUTE_TABLE
-            && self.fwmark.as_deref() == Some(&format!("{MARK:#x}"))
-            && self.table.as_deref() == Some(&ROUTE_TABLE.to_string())
-    }
-}
-
 /// Routes before the rule, so that no packet meets an empty table. The blackhole stands in for the local route if
 /// somebody deletes that one: an answer must not fall through to the main table and leave the pod.
-pub async fn ensure(netns: &NetNs, sources: Sources) -> Result<(), ApplyError> {
+pub fn ensure(netns: &NetNs, sources: Sources) -> Result<(), ApplyError> {
     for family in Family::of(netns)? {
-        let rule = match rules(netns, family).await?.iter().any(Rule::is_ours) {
-            true => String::new(),
-            false => format!(
-                "rule add pref {ROUTE_TABLE} fwmark {MARK:#x}/{MARK_MASK:#x} lookup {ROUTE_TABLE}\n"
-            ),
-        };
-        let source = match sources.family(family) {
-            Some(ip) => format!(" src {ip}"),
-            None => String::new(),
-        };
-        let batch = format!(
-            "route replace local default dev lo table {ROUTE_TABLE}{source}\n\
-             route replace blackhole default metric 9999 table {ROUTE_TABLE}\n{rule}"
-        );
-        run_in(netns, "ip", &[family.flag(), "-batch", "-"], &batch).await?;
+        let kernel = Kernel::open(netns, family)?;
+        let replace = NLM_F_CREATE | NLM_F_REPLACE;
+        for route in [local(family, sources.family(family)), blackhole(family)] {
+            kernel.change(RouteNetlinkMessage::NewRoute(route), replace)?;
+        }
+        if !kernel.has_rule()? {
+            let rule = RouteNetlinkMessage::NewRule(rule(family));
+            kernel.change(rule, NLM_F_CREATE | NLM_F_EXCL)?;
+        }
     }
     Ok(())
 }
 
-pub async fn verify(netns: &NetNs, sources: Sources) -> Result<(), VerifyError> {
+pub fn verify(netns: &NetNs, sources: Sources) -> Result<(), VerifyError> {
     for family in Family::of(netns).map_err(ApplyError::from)? {
+        let kernel = Kernel::open(netns, family)?;
         let missing = |what| VerifyError::Route {
             version: family.version(),
             what,
         };
-        if !rules(netns, family).await?.iter().any(Rule::is_ours) {
+        if !kernel.has_rule()? {
             return Err(missing("rule"));
         }
-        let found = routes(netns, family).await?.iter().any(|route| {
-            route.kind.as_deref() == Some("local")
-                && route.dst == "default"
-                && route.dev.as_deref() == Some("lo")
-                && route.prefsrc == sources.family(family)
-        });
-        if !found {
+        let wanted = local(family, sources.family(family));
+        if !kernel.routes()?.iter().any(|route| is_same(route, &wanted)) {
             return Err(missing("route"));
         }
     }
     Ok(())
 }
 
-pub async fn stand(netns: &NetNs) -> Result<bool, ApplyError> {
+pub fn stand(netns: &NetNs) -> Result<bool, ApplyError> {
     for family in Family::of(netns)? {
-        let rule = rules(netns, family).await?.iter().any(Rule::is_ours);
-        if rule || !routes(netns, family).await?.is_empty() {
+        let kernel = Kernel::open(netns, family)?;
+        if kernel.has_rule()? || !kernel.routes()?.is_empty() {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-pub async fn remove(netns: &NetNs) -> Result<(), ApplyError> {
+pub fn remove(netns: &NetNs) -> Result<(), ApplyError> {
     for family in Family::of(netns)? {
-        let mut batch = String::new();
-        for rule in rules(netns, family).await? {
-            if rule.is_ours() {
-                batch.push_str(&format!(
-                    "rule del pref {ROUTE_TABLE} fwmark {MARK:#x}/{MARK_MASK:#x} lookup {ROUTE_TABLE}\n"
-                ));
-            }
+        let kernel = Kernel::open(netns, family)?;
+        for _ in 0..kernel.rules()? {
+            kernel.change(RouteNetlinkMessage::DelRule(rule(family)), 0)?;
         }
-        if !routes(netns, family).await?.is_empty() {
-            batch.push_str(&format!("route flush table {ROUTE_TABLE}\n"));
-        }
-        if !batch.is_empty() {
-            run_in(netns, "ip", &[family.flag(), "-batch", "-"], &batch).await?;
+        for route in kernel.routes()? {
+            kernel.change(RouteNetlinkMessage::DelRoute(route), 0)?;
         }
     }
     Ok(())
 }
 
-async fn rules(netns: &NetNs, family: Family) -> Result<Vec<Rule>, ApplyError> {
-    let output = run_in(netns, "ip", &[family.flag(), "-json", "rule", "show"], "").await?;
-    parse(&output)
+/// The routes and rules of one family in one namespace, those of ours.
+struct Kernel {
+    netlink: Netlink<RouteNetlinkMessage>,
+    family: Family,
 }
 
-async fn routes(netns: &NetNs, family: Family) -> Result<Vec<Route>, ApplyError> {
-    let table = ROUTE_TABLE.to_string();
-    let arguments = [
-        family.flag(),
-        "-json",
-        "route",
-        "show",
-        "table",
-        table.as_str(),
-    ];
-    match run_in(netns, "ip", &arguments, "").await {
-        Ok(output) => parse(&output),
-        // A table that never had a route does not exist.
-        Err(crate::CommandError::Failed { message, .. }) if message.contains("does not exist") => {
-            Ok(Vec::new())
+impl Kernel {
+    fn open(netns: &NetNs, family: Family) -> Result<Self, ApplyError> {
+        let netlink = Netlink::open(netns, NETLINK_ROUTE).map_err(ApplyError::Routes)?;
+        Ok(Self { netlink, family })
+    }
+
+    fn change(&self, request: RouteNetlinkMessage, flags: u16) -> Result<(), ApplyError> {
+        (self.netlink.change(request, flags)).map_err(ApplyError::Routes)
+    }
+
+    fn has_rule(&self) -> Result<bool, ApplyError> {
+        Ok(self.rules()? > 0)
+    }
+
+    fn rules(&self) -> Result<usize, ApplyError> {
+        let mut question = RuleMessage::default();
+        question.header.family = self.family.into();
+        let answers = self.netlink.list(RouteNetlinkMessage::GetRule(question));
+        let ours = rule(self.family);
+        Ok((answers.map_err(ApplyError::Routes)?.iter())
+            .filter(|answer| {
+                matches!(answer, RouteNetlinkMessage::NewRule(rule)
+                    if ours.attributes.iter().all(|one| rule.attributes.contains(one)))
+            })
+            .count())
+    }
+
+    fn routes(&self) -> Result<Vec<RouteMessage>, ApplyError> {
+        let mut question = RouteMessage::default();
+        question.header.address_family = self.family.into();
+        question.attributes = vec![RouteAttribute::Table(ROUTE_TABLE)];
+        match self.netlink.list(RouteNetlinkMessage::GetRoute(question)) {
+            Ok(answers) => Ok((answers.into_iter())
+                .filter_map(|answer| match answer {
+                    RouteNetlinkMessage::NewRoute(route) => Some(route),
+                    _ => None,
+                })
+                .collect()),
+            // A table that never had a route does not exist.
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => Ok(Vec::new()),
+            Err(error) => Err(ApplyError::Routes(error)),
         }
-        Err(error) => Err(error.into()),
     }
 }
 
-fn parse<T: for<'de> Deserialize<'de>>(output: &[u8]) -> Result<Vec<T>, ApplyError> {
-    if output.trim_ascii().is_empty() {
-        return Ok(Vec::new());
+impl From<Family> for AddressFamily {
+    fn from(family: Family) -> Self {
+        match family {
+            Family::V4 => Self::Inet,
+            Family::V6 => Self::Inet6,
+        }
     }
-    serde_json::from_slice(output).map_err(|source| ApplyError::Output {
-        program: "ip",
-        source,
-    })
+}
+
+fn rule(family: Family) -> RuleMessage {
+    let mut rule = RuleMessage::default();
+    rule.header.family = family.into();
+    rule.header.action = RuleAction::ToTable;
+    rule.attributes = vec![
+        RuleAttribute::Priority(ROUTE_TABLE),
+        RuleAttribute::FwMark(MARK),
+        RuleAttribute::FwMask(MARK_MASK),
+        RuleAttribute::Table(ROUTE_TABLE),
+    ];
+    rule
+}
+
+/// `lo` has this number in every namespace.
+const LOOPBACK: u32 = 1;
+/// Last: the higher, the later.
+const BLACKHOLE_METRIC: u32 = 9999;
+
+fn local(family: Family, source: Option<IpAddr>) -> RouteMessage {
+    let mut route = default_route(family, RouteType::Local, RouteScope::Host);
+    route.attributes.push(RouteAttribute::Oif(LOOPBACK));
+    if let Some(source) = source {
+        let source = RouteAttribute::PrefSource(source.into());
+        route.attributes.push(source);
+    }
+    route
+}
+
+fn blackhole(family: Family) -> RouteMessage {
+    let mut route = default_route(family, RouteType::BlackHole, RouteScope::Universe);
+    let metric = RouteAttribute::Priority(BLACKHOLE_METRIC);
+    route.attributes.push(metric);
+    route
+}
+
+fn default_route(family: Family, kind: RouteType, scope: RouteScope) -> RouteMessage {
+    let mut route = RouteMessage::default();
+    route.header.address_family = family.into();
+    route.header.protocol = RouteProtocol::Boot;
+    route.header.kind = kind;
+    route.header.scope = scope;
+    route.attributes = vec![RouteAttribute::Table(ROUTE_TABLE)];
+    route
+}
+
+/// The kernel tells more of a route than it was given.
+fn is_same(found: &RouteMessage, wanted: &RouteMessage) -> bool {
+    let source = |route: &RouteMessage| {
+        let is_source = |one: &&RouteAttribute| matches!(one, RouteAttribute::PrefSource(_));
+        route.attributes.iter().find(is_source).cloned()
+    };
+    found.header.kind == wanted.header.kind
+        && found.header.destination_prefix_length == wanted.header.destination_prefix_length
+        && (wanted.attributes.iter()).all(|one| found.attributes.contains(one))
+        && source(found) == source(wanted)
 }

@@ -6,7 +6,7 @@
 //! go their own way: it takes exactly the way of the pod's connections.
 
 use crate::backend::{ApplyError, VerifyError};
-use crate::connections;
+use crate::connections::Addresses;
 use crate::routes::{Family, Sources};
 use podveil_model::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, VERIFICATION_V4, VERIFICATION_V6};
 use podveil_netns::NetNs;
@@ -26,10 +26,7 @@ const END: Duration = Duration::from_millis(100);
 /// # Errors
 /// [`VerifyError::Connection`]: it is not captured, or nobody listens.
 pub async fn connect(netns: &NetNs, capture: &Capture) -> Result<(), VerifyError> {
-    let addresses = (netns
-        .run(connections::addresses)
-        .map_err(ApplyError::from)?)
-    .map_err(ApplyError::Connections)?;
+    let addresses = Addresses::of(netns).map_err(ApplyError::from)?;
     let sources = Sources::of(netns, &addresses).map_err(ApplyError::from)?;
     // Of the ports that are never dialled, so that a proxy that does not know this address dials nothing either.
     let port = [HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT]

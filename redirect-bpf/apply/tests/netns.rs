@@ -6,9 +6,12 @@
 
 #![forbid(unsafe_code)]
 
+#[path = "netns/raw.rs"]
+mod raw;
 #[path = "netns/world.rs"]
 mod world;
 
+use futures::future::join_all;
 use podveil_apply::{
     BackEnd, BackEndChoice, BackEndError, BackEnds, Backend, Ebpf, Feature, Flavour, Iptables,
     Nftables, VerifyError,
@@ -17,7 +20,7 @@ use podveil_plan::{Capture, Fence, Phase};
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use world::{Family, Tested, World, both_ways, ended, original_dst, reset};
 
 /// These rules are held by this back end.
@@ -95,6 +98,7 @@ on_every_back_end! {
     fast_open_changes_nothing,
     namespaces_come_and_go,
     capture_is_verified_by_a_connection_that_comes_to_the_proxy,
+    fragments_and_extension_headers_pass_neither_capture_nor_fence,
 }
 
 const CAPTURING: fn() -> Capture = || Capture {
@@ -636,6 +640,24 @@ async fn fast_open_changes_nothing<B: Tested>() {
     }
 }
 
+/// A SYN in two fragments (IPv4), or behind an extension header (IPv6), sent by hand.
+async fn fragments_and_extension_headers_pass_neither_capture_nor_fence<B: Tested>() {
+    let world = World::<B>::new();
+    world
+        .backend
+        .apply(&world.pod, &CAPTURING(), &fence_of(&world))
+        .await
+        .unwrap();
+    for family in Family::BOTH {
+        // Nobody else listens there: whoever answers is the proxy.
+        let inbound = world.proxy_listens(family, 15006);
+        assert!(world.odd_syn_is_taken(family, false, 8080), "{family:?}");
+        drop(inbound);
+        let _server = world.peer_listens(family, 8081);
+        assert!(!world.odd_syn_is_taken(family, true, 8081), "{family:?}");
+    }
+}
+
 /// Everything of ours stands where it was put, and still somebody's own rule may be first.
 async fn capture_is_verified_by_a_connection_that_comes_to_the_proxy<B: Tested>() {
     let world = World::<B>::new();
@@ -809,36 +831,117 @@ async fn ebpf_captures_where_proc_sys_is_read_only() {
 }
 
 async fn namespaces_come_and_go<B: Tested>() {
-    const NAMESPACES: usize = 8;
+    come_and_go::<B>(2, 8).await;
+}
+
+/// Each is captured; in one round they are let go, in the next they vanish under the rules.
+async fn come_and_go<B: Tested>(rounds: usize, namespaces: usize) {
     let mut world = World::<B>::new();
     let kept = world.kept();
     let before = world.descriptors();
     let fence = fence_of(&world);
-    for round in 0..2 {
-        let namespaces: Vec<_> = (0..NAMESPACES).map(|_| world::new_netns()).collect();
+    for round in 0..rounds {
+        let namespaces: Vec<_> = (0..namespaces).map(|_| world::new_netns()).collect();
         for netns in &namespaces {
             let older = world.backend.apply(netns, &CAPTURING(), &fence).await;
             assert_eq!(older.unwrap(), BTreeSet::new());
         }
         for netns in &namespaces {
             assert!(world.backend.owns(netns).await.unwrap());
-            if round == 0 {
+            if round % 2 == 0 {
                 world.backend.remove(netns).await.unwrap();
                 assert!(!world.backend.stands(netns).await.unwrap());
             }
         }
-        // In the second round they vanish under the rules.
-        drop(namespaces);
     }
     // The kernel takes a namespace apart in its own time.
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         world.restart();
         if world.kept() == kept {
             break;
         }
-        assert!(std::time::Instant::now() < deadline, "{:?}", world.kept());
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        assert!(Instant::now() < deadline, "{:?}", world.kept());
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(world.descriptors(), before);
+}
+
+/// A node's life of pods: memory of this process included, nothing is left of them.
+#[tokio::test]
+#[ignore = "all"]
+async fn ten_thousand_namespaces_come_and_go_with_ebpf() {
+    come_and_go::<Ebpf>(2, 100).await;
+    let before = resident_bytes();
+    come_and_go::<Ebpf>(100, 100).await;
+    let after = resident_bytes();
+    assert!(after < before + (8 << 20), "{before} bytes, then {after}");
+}
+
+fn resident_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let resident = pages.split(' ').nth(1).unwrap();
+    4096 * resident.parse::<u64>().unwrap()
+}
+
+/// As many as a full node has at once, and more: captured, verified and let go again, within these bounds.
+mod a_thousand_namespaces {
+    use super::{Ebpf, Flavour, Iptables, Nftables, a_thousand, world};
+    use std::time::Duration;
+
+    #[tokio::test]
+    #[ignore = "all"]
+    async fn come_and_go_with_ebpf_in_ten_seconds() {
+        a_thousand::<Ebpf>(Duration::from_secs(10)).await;
+    }
+
+    #[tokio::test]
+    #[ignore = "all"]
+    async fn come_and_go_with_nftables_in_ten_seconds() {
+        a_thousand::<Nftables>(Duration::from_secs(10)).await;
+    }
+
+    #[tokio::test]
+    #[ignore = "all"]
+    async fn come_and_go_with_iptables_in_a_minute() {
+        world::FLAVOUR.set(Flavour::Nft);
+        a_thousand::<Iptables>(Duration::from_secs(60)).await;
+    }
+}
+
+async fn a_thousand<B: Tested>(bound: Duration) {
+    const AT_ONCE: usize = 8;
+    let world = World::<B>::new();
+    let fence = fence_of(&world);
+    let kept = world.kept();
+    let namespaces: Vec<_> = (0..1000).map(|_| world::new_netns()).collect();
+    let before = world.descriptors();
+    let chunks: Vec<_> = namespaces.chunks(namespaces.len() / AT_ONCE).collect();
+    let began = Instant::now();
+    join_all(chunks.iter().map(async |chunk| {
+        for netns in *chunk {
+            let applied = world.backend.apply(netns, &CAPTURING(), &fence).await;
+            assert_eq!(applied.unwrap(), BTreeSet::new());
+            world.backend.verify(netns, &CAPTURING()).await.unwrap();
+        }
+    }))
+    .await;
+    let captured = began.elapsed();
+    let began = Instant::now();
+    join_all(chunks.iter().map(async |chunk| {
+        for netns in *chunk {
+            world.backend.remove(netns).await.unwrap();
+        }
+    }))
+    .await;
+    let released = began.elapsed();
+    println!(
+        "{}: captured in {captured:?}, released in {released:?}",
+        B::NAME
+    );
+    for netns in &namespaces {
+        assert!(!world.backend.stands(netns).await.unwrap());
+    }
+    assert_eq!((world.kept(), world.descriptors()), (kept, before));
+    assert!(captured < bound && released < bound);
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The other half of `programs/layout.h`: what the programs and user space share, byte for byte.
 
+use crate::table::PodKey;
 use podveil_model::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT};
 use podveil_plan::{MARK, VERIFY_MARK};
 use std::mem::{offset_of, size_of};
@@ -136,6 +137,24 @@ impl PodConnection {
 
     pub fn remote(&self) -> SocketAddr {
         SocketAddr::new(self.remote_ip.into(), self.remote_port)
+    }
+}
+
+impl PodKey for PodAddress {
+    fn netns(&self) -> u64 {
+        self.netns
+    }
+}
+
+impl PodKey for PodPort {
+    fn netns(&self) -> u64 {
+        self.netns
+    }
+}
+
+impl PodKey for PodConnection {
+    fn netns(&self) -> u64 {
+        self.netns
     }
 }
 

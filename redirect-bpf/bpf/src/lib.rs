@@ -16,8 +16,9 @@ mod kernel;
 pub mod layout;
 mod links;
 mod node;
+mod pod_object;
 mod table;
 
 pub use kernel::{MapSizes, pidfd_open, procfs};
 pub use node::{Fault, Node, NodeError};
-pub use table::{Table, TableError};
+pub use table::{PodKey, PodTable, Table, TableError};

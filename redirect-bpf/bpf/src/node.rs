@@ -4,7 +4,8 @@ use crate::layout::{
     Ip, LAYOUT_VERSION, Pod, PodAddress, PodConnection, PodCounts, PodListener, PodPort,
 };
 use crate::links::{self, Loaded, Standing};
-use crate::table::{Table, TableError};
+use crate::pod_object::{self, PodObject};
+use crate::table::{PodTable, Table, TableError};
 use crate::{bpffs, layout::Plain};
 use aya::programs::Program;
 use aya::{Ebpf, EbpfLoader};
@@ -16,9 +17,9 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 const NODE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/node.bpf.o"));
-const POD_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod.bpf.o"));
 
 /// Where a program of the node's stands.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -47,11 +48,12 @@ pub struct Node {
     folder: PathBuf,
     cgroup: CgroupPath,
     programs: Vec<Loaded>,
+    pod_object: Mutex<PodObject>,
     pub pods: Table<u64, Pod>,
     pub counts: Table<u64, PodCounts>,
-    pub addresses: Table<PodAddress, u32>,
-    pub ports: Table<PodPort, u32>,
-    pub older: Table<PodConnection, u32>,
+    pub addresses: PodTable<PodAddress>,
+    pub ports: PodTable<PodPort>,
+    pub older: PodTable<PodConnection>,
     pub proxy_connections: Table<PodConnection, u32>,
     pub fence: Table<Ip, u32>,
     /// The value of an update is a descriptor, of a look-up the socket's cookie.
@@ -123,7 +125,11 @@ impl Node {
             fs::create_dir_all(folder.join(part)).map_err(in_folder)?;
         }
         let maps = folder.join("maps");
-        let mut object = load(NODE_OBJECT, &maps, &mut EbpfLoader::new(), "node")?;
+        let mut loader = EbpfLoader::new();
+        pod_object::prepare(&mut loader, &maps);
+        let mut object =
+            (loader.load(NODE_OBJECT)).map_err(|error| not_loaded("node", error.into()))?;
+        let pod_object = PodObject::open(&maps).map_err(|error| not_loaded("pod", error.into()))?;
         let programs = NODE_PROGRAMS
             .into_iter()
             .map(|(name, kind, _)| take(&mut object, name, kind))
@@ -131,11 +137,12 @@ impl Node {
         let node = Self {
             cgroup,
             programs,
+            pod_object: pod_object.into(),
             pods: open(&maps, "pods")?,
             counts: open(&maps, "pod_counts")?,
-            addresses: open(&maps, "pod_addresses")?,
-            ports: open(&maps, "pod_ports")?,
-            older: open(&maps, "older")?,
+            addresses: PodTable::open(&maps, "pod_addresses")?,
+            ports: PodTable::open(&maps, "pod_ports")?,
+            older: PodTable::open(&maps, "older")?,
             proxy_connections: open(&maps, "proxy_connections")?,
             fence: open(&maps, "fence")?,
             listeners: open(&maps, "listeners")?,
@@ -210,9 +217,10 @@ impl Node {
 
     /// The copies of one namespace.
     fn load_pod(&self, cookie: u64) -> Result<Vec<Loaded>, NodeError> {
-        let mut loader = EbpfLoader::new();
-        loader.override_global("NETNS", &cookie, true);
-        let mut object = load(POD_OBJECT, &self.folder.join("maps"), &mut loader, "pod")?;
+        let loaded = (self.pod_object.lock())
+            .unwrap_or_else(PoisonError::into_inner)
+            .load(cookie);
+        let mut object = loaded.map_err(|error| not_loaded("pod", error.into()))?;
         (POD_PROGRAMS.into_iter())
             .map(|name| take(&mut object, name, AttachType::SkLookup))
             .collect()
@@ -323,29 +331,12 @@ fn open<K: Plain, V: Plain>(maps: &Path, name: &'static str) -> Result<Table<K, 
     Ok(Table::open(maps, name)?)
 }
 
-fn load(
-    object: &[u8],
-    maps: &Path,
-    loader: &mut EbpfLoader<'_>,
-    program: &'static str,
-) -> Result<Ebpf, NodeError> {
-    // Nothing is relocated against the kernel's types.
-    loader
-        .btf(None)
-        .allow_unsupported_maps()
-        .default_map_pin_directory(maps)
-        .load(object)
-        .map_err(|error| NodeError::Load {
-            program,
-            source: error.into(),
-        })
+fn not_loaded(program: &'static str, source: Box<dyn Error + Send + Sync>) -> NodeError {
+    NodeError::Load { program, source }
 }
 
 fn take(object: &mut Ebpf, name: &'static str, kind: AttachType) -> Result<Loaded, NodeError> {
-    let failed = |source: Box<dyn Error + Send + Sync>| NodeError::Load {
-        program: name,
-        source,
-    };
+    let failed = |source: Box<dyn Error + Send + Sync>| not_loaded(name, source);
     let program = object
         .program_mut(name)
         .ok_or_else(|| failed("it is not in the object".into()))?;

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::kernel::{self, MapSizes};
 use crate::layout::Plain;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
 use std::mem::size_of;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A pinned map with its types.
 pub struct Table<K, V> {
@@ -82,12 +84,12 @@ impl<K: Plain, V: Plain> Table<K, V> {
 }
 
 impl<K: Plain + Ord, V: Plain> Table<K, V> {
-    /// The keys that `wanted` picks. What others change meanwhile may be missing or there.
+    /// All keys. What others change meanwhile may be missing or there.
     /// # Errors
     /// [`TableError::Io`].
-    pub fn keys(&self, wanted: impl Fn(&K) -> bool) -> Result<Vec<K>, TableError> {
+    pub fn keys(&self) -> Result<BTreeSet<K>, TableError> {
         // A key that vanishes under the walk sends it back to the start: hence the bound and the set.
-        let mut keys = std::collections::BTreeSet::new();
+        let mut keys = BTreeSet::new();
         let mut restarts = 0;
         let mut at = None;
         while let Some(key) =
@@ -101,28 +103,94 @@ impl<K: Plain + Ord, V: Plain> Table<K, V> {
             }
             at = Some(key);
         }
-        Ok(keys.into_iter().filter(wanted).collect())
+        Ok(keys)
+    }
+}
+
+/// A key that belongs to one pod.
+pub trait PodKey: Plain + Ord {
+    /// The cookie of its namespace.
+    fn netns(&self) -> u64;
+}
+
+/// The keys of all pods in one map, with what each pod has remembered: to find one pod's in the map takes a walk through
+/// everybody's, and through a million empty places. Nobody else writes to it while a [`Node`](crate::Node) is open.
+pub struct PodTable<K> {
+    table: Table<K, u32>,
+    pods: Mutex<HashMap<u64, BTreeSet<K>>>,
+}
+
+impl<K: PodKey> PodTable<K> {
+    /// Opens the map pinned in `folder`, and reads what stands there.
+    /// # Errors
+    /// As [`Table::open`]; [`TableError::Io`].
+    pub fn open(folder: &Path, name: &'static str) -> Result<Self, TableError> {
+        let table = Table::<K, u32>::open(folder, name)?;
+        let mut pods = HashMap::<u64, BTreeSet<K>>::new();
+        for key in table.keys()? {
+            pods.entry(key.netns()).or_default().insert(key);
+        }
+        Ok(Self {
+            table,
+            pods: pods.into(),
+        })
     }
 
-    /// Makes the keys that `ours` picks exactly `wanted`, all with `value`.
+    /// What this pod has.
+    pub fn of(&self, netns: u64) -> BTreeSet<K> {
+        self.pods().get(&netns).cloned().unwrap_or_default()
+    }
+
+    /// Gives a pod exactly these, and writes each again: somebody may have taken one away.
+    /// # Errors
+    /// [`TableError::Io`], also when the map is full.
+    pub fn replace(&self, netns: u64, wanted: BTreeSet<K>) -> Result<(), TableError> {
+        let mut pods = self.pods();
+        for key in &wanted {
+            self.table.set(key, &1)?;
+        }
+        let held = pods.entry(netns).or_default();
+        held.extend(&wanted);
+        for key in held.difference(&wanted) {
+            self.table.remove(key)?;
+        }
+        match wanted.is_empty() {
+            true => pods.remove(&netns),
+            false => pods.insert(netns, wanted),
+        };
+        Ok(())
+    }
+
     /// # Errors
     /// [`TableError::Io`].
-    pub fn replace(
-        &self,
-        ours: impl Fn(&K) -> bool,
-        wanted: impl IntoIterator<Item = K>,
-        value: &V,
-    ) -> Result<(), TableError> {
-        let wanted: Vec<K> = wanted.into_iter().collect();
-        for key in &wanted {
-            self.set(key, value)?;
-        }
-        for key in self.keys(ours)? {
-            if !wanted.contains(&key) {
-                self.remove(&key)?;
-            }
+    pub fn remove(&self, key: &K) -> Result<(), TableError> {
+        self.table.remove(key)?;
+        if let Some(held) = self.pods().get_mut(&key.netns()) {
+            held.remove(key);
         }
         Ok(())
+    }
+
+    /// Does the map hold all that this pod has?
+    /// # Errors
+    /// [`TableError::Io`].
+    pub fn stands(&self, netns: u64) -> Result<bool, TableError> {
+        for key in self.of(netns) {
+            if self.table.find(&key)?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn pods(&self) -> MutexGuard<'_, HashMap<u64, BTreeSet<K>>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K> fmt::Debug for PodTable<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.table.fmt(f)
     }
 }
 

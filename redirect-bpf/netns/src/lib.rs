@@ -6,7 +6,7 @@
 //! - [`process`]: another process, by pidfd, and descriptors that it holds.
 //! - [`cgroup`]: the cgroup2 folder by which the kernel tells the proxy's sockets from everybody else's.
 //! - [`pod_cgroup`]: the pod that a process belongs to, by its cgroup.
-//! - [`sock_diag`]: the socket of a connection.
+//! - [`netlink`]: questions to the kernel about a namespace; [`sock_diag`]: about its TCP sockets.
 //!
 //! Starts no task. Knows nothing of protocols or rules.
 
@@ -14,6 +14,7 @@
 
 pub mod cgroup;
 mod namespace;
+pub mod netlink;
 pub mod pod_cgroup;
 pub mod process;
 pub mod seqpacket;

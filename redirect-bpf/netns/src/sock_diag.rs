@@ -1,93 +1,131 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Questions to the kernel about single TCP sockets (sock_diag(7)).
+//! Questions to the kernel about TCP sockets (sock_diag(7)). `/proc/net/tcp` knows the same, and walks through the
+//! connections of the whole machine for each piece that is read of it.
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+use crate::NetNs;
+use crate::netlink::Netlink;
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::{
+    AF_INET, AF_INET6, IPPROTO_TCP, TCP_ESTABLISHED, TCP_LISTEN, TCP_TIME_WAIT,
 };
+use netlink_packet_sock_diag::inet::{
+    ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags,
+};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::net::SocketAddr;
 
-const NLMSG_ERROR: u16 = 2;
-const NLM_F_REQUEST: u16 = 1;
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
-const TCP_ESTABLISHED: u8 = 1;
-const HEADER_BYTES: usize = 16;
-/// `struct inet_diag_msg`: state at 1, inode in its last four bytes.
-const STATE_AT: usize = HEADER_BYTES + 1;
-const INODE_AT: usize = HEADER_BYTES + 68;
+/// As far as anybody here asks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TcpState {
+    Listen,
+    /// Half-open and closing ones too.
+    Open,
+    TimeWait,
+}
+
+/// An IPv4 address that an IPv6 socket has is IPv4.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct TcpSocket {
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub state: TcpState,
+    /// The kernel's number of it, 0 where no process has it any more.
+    pub inode: u64,
+}
+
+/// All of one namespace, both families.
+/// # Errors
+/// When the namespace cannot be entered; what the kernel says, `NotFound` when it cannot tell of TCP sockets.
+pub fn sockets(netns: &NetNs) -> io::Result<Vec<TcpSocket>> {
+    list(netns, StateFlags::all() - StateFlags::CLOSE)
+}
+
+/// The numbers of those that listen, by their address.
+/// # Errors
+/// As [`sockets`].
+pub fn listeners(netns: &NetNs) -> io::Result<HashMap<SocketAddr, u64>> {
+    let listening = list(netns, StateFlags::LISTEN)?;
+    Ok((listening.iter())
+        .map(|socket| (socket.local, socket.inode))
+        .collect())
+}
+
+fn list(netns: &NetNs, states: StateFlags) -> io::Result<Vec<TcpSocket>> {
+    let kernel = Netlink::<SockDiagMessage>::open(netns, NETLINK_SOCK_DIAG)?;
+    let mut sockets = Vec::new();
+    for (family, any) in [
+        (AF_INET, SocketId::new_v4()),
+        (AF_INET6, SocketId::new_v6()),
+    ] {
+        for answer in kernel.list(question(family, states.clone(), any))? {
+            sockets.extend(socket(&answer));
+        }
+    }
+    Ok(sockets)
+}
 
 /// The number of the socket that has exactly this connection open in the calling thread's network namespace. `None` if
 /// there is none; a listening socket is none.
 /// # Errors
-/// As `socket(2)` and `recv(2)`; `InvalidData` for an answer of another shape; what the kernel says, `ENOENT` apart.
+/// As `socket(2)`; what the kernel says, `ENOENT` apart.
 pub fn established(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<u64>> {
-    let socket = socket(
-        AddressFamily::Netlink,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkSockDiag,
-    )?;
-    let question = question(local, remote)?;
-    let kernel = NetlinkAddr::new(0, 0);
-    sendto(socket.as_raw_fd(), &question, &kernel, MsgFlags::empty())?;
-    let mut answer = [0; 4096];
-    // The kernel has queued the answer before `sendto` returned.
-    let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::MSG_DONTWAIT)?;
-    inode(answer.get(..length).unwrap_or_default())
-}
-
-/// `struct nlmsghdr` and `struct inet_diag_req_v2`: numbers in host order, addresses and ports in network order.
-fn question(local: SocketAddr, remote: SocketAddr) -> io::Result<Vec<u8>> {
     let family = match (local, remote) {
-        (SocketAddr::V4(_), SocketAddr::V4(_)) => AddressFamily::Inet,
-        (SocketAddr::V6(_), SocketAddr::V6(_)) => AddressFamily::Inet6,
+        (SocketAddr::V4(_), SocketAddr::V4(_)) => AF_INET,
+        (SocketAddr::V6(_), SocketAddr::V6(_)) => AF_INET6,
         _ => return Err(io::ErrorKind::InvalidInput.into()),
     };
-    let mut request = Vec::with_capacity(72);
-    request.extend(72u32.to_ne_bytes());
-    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    request.extend(NLM_F_REQUEST.to_ne_bytes());
-    request.extend([0; 8]);
-    request.extend([family as i32 as u8, nix::libc::IPPROTO_TCP as u8, 0, 0]);
-    request.extend((1u32 << TCP_ESTABLISHED).to_ne_bytes());
-    request.extend(local.port().to_be_bytes());
-    request.extend(remote.port().to_be_bytes());
-    for ip in [local.ip(), remote.ip()] {
-        match ip {
-            IpAddr::V4(ip) => {
-                request.extend(ip.octets());
-                request.extend([0; 12]);
-            }
-            IpAddr::V6(ip) => request.extend(ip.octets()),
-        }
+    let kernel = Netlink::<SockDiagMessage>::here(NETLINK_SOCK_DIAG)?;
+    let id = SocketId {
+        source_address: local.ip(),
+        source_port: local.port(),
+        destination_address: remote.ip(),
+        destination_port: remote.port(),
+        // Any.
+        interface_id: 0,
+        cookie: [0xff; 8],
+    };
+    match kernel.get(question(family, StateFlags::ESTABLISHED, id)) {
+        // An address that nobody is connected from or to finds whoever listens there.
+        Ok(answer) => Ok(response(&answer)
+            .filter(|found| found.header.state == TCP_ESTABLISHED)
+            .map(|found| found.header.inode.into())),
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
     }
-    // Any interface; a cookie of ones is none.
-    request.extend([0; 4]);
-    request.extend([0xff; 8]);
-    Ok(request)
 }
 
-fn inode(answer: &[u8]) -> io::Result<Option<u64>> {
-    let broken = || io::Error::from(io::ErrorKind::InvalidData);
-    let word = |at: usize| {
-        let bytes = answer.get(at..at + 4)?;
-        Some(u32::from_ne_bytes(bytes.try_into().ok()?))
-    };
-    let kind = answer.get(4..6).ok_or_else(broken)?;
-    match u16::from_ne_bytes([kind[0], kind[1]]) {
-        NLMSG_ERROR => match word(HEADER_BYTES).ok_or_else(broken)?.cast_signed() {
-            error if -error == nix::libc::ENOENT => Ok(None),
-            error => Err(io::Error::from_raw_os_error(-error)),
-        },
-        SOCK_DIAG_BY_FAMILY => {
-            // An address that nobody is connected from or to finds whoever listens there.
-            let open = *answer.get(STATE_AT).ok_or_else(broken)? == TCP_ESTABLISHED;
-            let inode = word(INODE_AT).ok_or_else(broken)?;
-            Ok(open.then_some(inode.into()))
-        }
-        _ => Err(broken()),
+fn question(family: u8, states: StateFlags, socket_id: SocketId) -> SockDiagMessage {
+    SockDiagMessage::InetRequest(InetRequest {
+        family,
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::empty(),
+        states,
+        socket_id,
+    })
+}
+
+fn response(answer: &SockDiagMessage) -> Option<&InetResponse> {
+    match answer {
+        SockDiagMessage::InetResponse(response) => Some(response),
+        _ => None,
     }
+}
+
+fn socket(answer: &SockDiagMessage) -> Option<TcpSocket> {
+    let found = &response(answer)?.header;
+    let id = &found.socket_id;
+    Some(TcpSocket {
+        local: SocketAddr::new(id.source_address.to_canonical(), id.source_port),
+        remote: SocketAddr::new(id.destination_address.to_canonical(), id.destination_port),
+        state: match found.state {
+            TCP_LISTEN => TcpState::Listen,
+            TCP_TIME_WAIT => TcpState::TimeWait,
+            _ => TcpState::Open,
+        },
+        inode: found.inode.into(),
+    })
 }
 
 #[cfg(test)]
@@ -96,9 +134,11 @@ mod tests {
     use nix::sys::stat::fstat;
     use std::net::{TcpListener, TcpStream};
 
+    const ANY: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
+
     #[test]
     fn the_one_socket_of_a_connection_is_found() {
-        for any in ["127.0.0.1:0", "[::1]:0"] {
+        for any in ANY {
             let listener = TcpListener::bind(any).unwrap();
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (local, remote) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
@@ -120,12 +160,40 @@ mod tests {
     }
 
     #[test]
-    fn a_short_answer_is_an_error() {
-        for length in 0..6 {
-            assert!(inode(&[0; 6][..length]).is_err());
+    fn every_socket_is_listed_with_its_state() {
+        let here = NetNs::current().unwrap();
+        for any in ANY {
+            let listener = TcpListener::bind(any).unwrap();
+            let at = listener.local_addr().unwrap();
+            // More than one answer of the kernel's holds.
+            let connect = |_| (TcpStream::connect(at).unwrap(), listener.accept().unwrap());
+            let clients: Vec<_> = (0..300).map(connect).collect();
+            let found = sockets(&here).unwrap();
+            for (client, _server) in &clients {
+                let expected = TcpSocket {
+                    local: client.local_addr().unwrap(),
+                    remote: at,
+                    state: TcpState::Open,
+                    inode: fstat(client).unwrap().st_ino,
+                };
+                assert!(found.contains(&expected), "{expected:?}");
+            }
+            let listening = listeners(&here).unwrap();
+            assert_eq!(listening.get(&at), Some(&fstat(&listener).unwrap().st_ino));
+            let own = clients[0].0.local_addr().unwrap();
+            assert!(!listening.contains_key(&own));
         }
-        let mut short = vec![0; 40];
-        short[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-        assert!(inode(&short).is_err());
+    }
+
+    #[test]
+    fn an_ipv4_address_of_an_ipv6_socket_is_ipv4() {
+        let listener = TcpListener::bind("[::]:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        let found = sockets(&NetNs::current().unwrap()).unwrap();
+        let inode = fstat(&server).unwrap().st_ino;
+        let own = found.iter().find(|socket| socket.inode == inode).unwrap();
+        assert_eq!(own.remote, client.local_addr().unwrap());
     }
 }

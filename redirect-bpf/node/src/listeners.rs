@@ -2,10 +2,10 @@
 mod taker;
 
 use nix::sys::stat::fstat;
-use podveil_apply::{Connections, Family, ListError};
+use podveil_apply::Family;
 use podveil_model::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT};
 use podveil_netns::seqpacket::Peer;
-use podveil_netns::{NetNs, NetNsError, process};
+use podveil_netns::{NetNs, NetNsError, process, sock_diag};
 use podveil_proto::podveil::node::v1::listener::Kind;
 use socket2::{Domain, Socket, Type};
 use std::io;
@@ -28,7 +28,7 @@ pub struct PodListeners(pub Vec<Listener>);
 #[derive(Debug, thiserror::Error)]
 pub enum ListenersError {
     #[error("cannot see who listens in the pod")]
-    List(#[source] ListError),
+    List(#[source] io::Error),
     #[error(transparent)]
     NetNs(#[from] NetNsError),
     #[error("cannot listen at {address} in the pod")]
@@ -109,10 +109,8 @@ fn take_back(
     address: SocketAddr,
     proxy: Option<&Peer>,
 ) -> Result<TcpListener, ListenersError> {
-    let inode = Connections::list(netns)
-        .map_err(ListenersError::List)?
-        .listener(address)
-        .ok_or(ListenersError::Unusable { address })?;
+    let listeners = sock_diag::listeners(netns).map_err(ListenersError::List)?;
+    let inode = *(listeners.get(&address)).ok_or(ListenersError::Unusable { address })?;
     let taken = || match Taker::of(inode) {
         Some(by) => ListenersError::Taken { address, by },
         None => ListenersError::Unusable { address },
@@ -169,7 +167,7 @@ mod tests {
             };
             let address = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), INBOUND_PORT);
             let deadline = Instant::now() + Duration::from_secs(30);
-            while Connections::list(&pod).unwrap().listener(address).is_none() {
+            while !sock_diag::listeners(&pod).unwrap().contains_key(&address) {
                 assert!(Instant::now() < deadline, "nobody listens");
                 std::thread::yield_now();
             }

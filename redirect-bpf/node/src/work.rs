@@ -5,7 +5,7 @@ use crate::Obstacle;
 use crate::finder::{By, FindError, Finder, Found};
 use crate::listeners::{ListenersError, PodListeners};
 use crate::pod::Event;
-use podveil_apply::{ApplyError, Backend, Connection, Connections, ListError, VerifyError};
+use podveil_apply::{Addresses, ApplyError, Backend, Connection, ListError, VerifyError};
 use podveil_model::{Uid, Workload};
 use podveil_netns::NetNs;
 use podveil_netns::seqpacket::Peer;
@@ -86,14 +86,14 @@ impl Sought {
 
     /// Why the namespace is not, or not yet, to be taken for the pod's.
     fn objection(&self, netns: &NetNs) -> Result<Option<String>, ListError> {
-        let there = Connections::list(netns)?;
+        let there = Addresses::of(netns)?;
         let uid = &self.uid;
         Ok(match &self.proof {
-            Some(addresses) if !addresses.iter().any(|address| there.is_own(*address)) => {
+            Some(addresses) if !addresses.iter().any(|address| there.has(*address)) => {
                 Some(format!("pod {uid} of this node has none of its addresses"))
             }
             // Some runtimes start a sandbox first and connect it to the network then. Capture would not know its addresses.
-            _ if self.wanted && !there.has_address() => {
+            _ if self.wanted && !there.are_given() => {
                 Some("its network namespace has no address yet".to_owned())
             }
             _ => None,

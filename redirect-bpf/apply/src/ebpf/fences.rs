@@ -19,7 +19,7 @@ impl Fences {
     pub fn inherit(node: &Node) -> Result<Self, TableError> {
         let mut fences = Self::default();
         let mut inherited = Fence::default();
-        for key in node.fence.keys(|_| true)? {
+        for key in node.fence.keys()? {
             let kinds = node.fence.find(&key)?.unwrap_or_default();
             fences.standing.insert(key.into(), kinds);
             for (set, kind) in [
@@ -32,7 +32,7 @@ impl Fences {
             }
         }
         let inherited = Arc::new(inherited);
-        for cookie in node.pods.keys(|_| true)? {
+        for cookie in node.pods.keys()? {
             let pod = node.pods.find(&cookie)?.unwrap_or_default();
             if pod.flags & Pod::FENCED != 0 {
                 fences.pods.insert(cookie, inherited.clone());
