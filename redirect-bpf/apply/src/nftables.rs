@@ -2,8 +2,9 @@
 use crate::backend::{ApplyError, Backend, FenceCount, Observed, VerifyError};
 use crate::command::{CommandError, run_in};
 use crate::connections::{Connection, Connections};
+use crate::generations::Generations;
 use crate::reference::{self, References};
-use crate::{BackEnd, Unusable, conntrack, routes, ruleset};
+use crate::{BackEnd, Unusable, conntrack, nfnetlink, routes, ruleset};
 use podveil_netns::NetNs;
 use podveil_netns::cgroup::CgroupPath;
 use podveil_plan::{Capture, Fence, FenceChange, Phase};
@@ -46,6 +47,7 @@ use std::net::{IpAddr, SocketAddr};
 pub struct Nftables {
     cgroup: CgroupPath,
     references: References,
+    generations: Generations,
 }
 
 /// What the table holds, as far as verification asks.
@@ -57,6 +59,7 @@ impl Nftables {
         Self {
             cgroup,
             references: References::default(),
+            generations: Generations::default(),
         }
     }
 
@@ -86,6 +89,9 @@ impl Nftables {
     }
 
     async fn list(&self, netns: &NetNs) -> Result<Option<Listing>, ApplyError> {
+        if has_none(netns) {
+            return Ok(None);
+        }
         match run_in(
             netns,
             "nft",
@@ -151,13 +157,13 @@ impl Backend for Nftables {
             self.load(netns, &script).await?;
             return Ok(BTreeSet::new());
         }
+        let began = self.generations.now(netns);
         let listing = self.list(netns).await?;
         let recorded = (listing.as_ref()).is_some_and(|listing| listing.chain_stands(FENCE_CHAIN));
-        let mut fenced =
-            ruleset::script(&ruleset::chains(capture, &self.cgroup, true), &self.cgroup)
-                + &ruleset::replace_fence(fence);
         if recorded {
-            self.load(netns, &fenced).await?;
+            let chains = ruleset::chains(capture, &self.cgroup, true);
+            let script = ruleset::script(&chains, &self.cgroup) + &ruleset::replace_fence(fence);
+            self.load(netns, &script).await?;
             return self.older(netns).await;
         }
         // Capture first: from then on no connection is born past the proxy, so that those found afterwards are all
@@ -174,8 +180,15 @@ impl Backend for Nftables {
             ),
         }
         let older = Connections::list(netns)?.direct();
-        fenced.push_str(&ruleset::older("add", &older));
+        let fenced = ruleset::add_fence(capture, &self.cgroup)
+            + &ruleset::replace_fence(fence)
+            + &ruleset::older("add", &older);
         self.load(netns, &fenced).await?;
+        // What stands is what was written, if nobody else wrote anything since there was no table.
+        if listing.is_none() {
+            let ours = self.generations.after(began, 2, netns);
+            self.generations.know(ours, capture);
+        }
         Ok(older)
     }
 
@@ -183,10 +196,17 @@ impl Backend for Nftables {
         if change.is_empty() {
             return Ok(());
         }
-        self.load(netns, &ruleset::change_fence(change)).await
+        let before = self.generations.now(netns);
+        self.load(netns, &ruleset::change_fence(change)).await?;
+        self.generations.follow(before, netns);
+        Ok(())
     }
 
     async fn verify(&self, netns: &NetNs, capture: &Capture) -> Result<(), VerifyError> {
+        let now = self.generations.now(netns);
+        if self.generations.are(now, capture) {
+            return routes::verify(netns, routes::Sources::default());
+        }
         let listing = self.list(netns).await?.ok_or(VerifyError::Table)?;
         let chains = ruleset::chains(capture, &self.cgroup, true);
         let expected = self
@@ -208,6 +228,7 @@ impl Backend for Nftables {
                 });
             }
         }
+        self.generations.know(now, capture);
         routes::verify(netns, routes::Sources::default())
     }
 
@@ -216,6 +237,9 @@ impl Backend for Nftables {
     }
 
     async fn owns(&self, netns: &NetNs) -> Result<bool, ApplyError> {
+        if has_none(netns) {
+            return routes::stand(netns);
+        }
         match run_in(
             netns,
             "nft",
@@ -244,7 +268,9 @@ impl Backend for Nftables {
         let connections = Connections::list(netns)?;
         let ended = connections.ended(older);
         if !ended.is_empty() {
+            let before = self.generations.now(netns);
             self.load(netns, &ruleset::older("delete", &ended)).await?;
+            self.generations.follow(before, netns);
             older.retain(|connection| !ended.contains(connection));
         }
         let arguments = ["-j", "list", "counters", "table", "inet", "podveil"];
@@ -271,6 +297,11 @@ impl Backend for Nftables {
             .await?;
         routes::remove(netns)
     }
+}
+
+/// Asked before `nft`, which takes milliseconds to say the same.
+fn has_none(netns: &NetNs) -> bool {
+    matches!(nfnetlink::has_table(netns, "podveil"), Ok(false))
 }
 
 impl Listing {

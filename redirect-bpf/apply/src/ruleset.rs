@@ -109,6 +109,17 @@ impl Chain {
             })
     }
 
+    fn write(&self, script: &mut String) {
+        let _ = writeln!(script, "\tchain {} {{", self.name);
+        if let Some(hook) = self.hook {
+            let _ = writeln!(script, "\t\t{hook}; policy accept;");
+        }
+        for Rule { statement, comment } in &self.rules {
+            let _ = writeln!(script, "\t\t{statement} comment \"{comment}\"");
+        }
+        script.push_str("\t}\n");
+    }
+
     #[cfg(test)]
     fn comments(&self) -> impl Iterator<Item = &'static str> {
         self.rules.iter().map(|rule| rule.comment)
@@ -272,6 +283,17 @@ fn fence(capture: &Capture, proxy: &str) -> [Chain; 3] {
     ]
 }
 
+/// The fence of this capture, in a table that was written without it.
+pub fn add_fence(capture: &Capture, cgroup: &CgroupPath) -> String {
+    let standing = chains(capture, cgroup, false).len();
+    let mut script = format!("table {TABLE} {{\n");
+    for chain in chains(capture, cgroup, true).iter().skip(standing) {
+        chain.write(&mut script);
+    }
+    script.push_str("}\n");
+    script
+}
+
 /// A script that makes the table hold exactly `chains`, whatever it held. Sets and counters keep their content.
 pub fn script(chains: &[Chain], cgroup: &CgroupPath) -> String {
     // A table takes its comment from the statement that makes it.
@@ -299,16 +321,7 @@ pub fn script(chains: &[Chain], cgroup: &CgroupPath) -> String {
     for name in &unwanted {
         let _ = writeln!(script, "\tchain {name} {{\n\t}}");
     }
-    for chain in chains {
-        let _ = writeln!(script, "\tchain {} {{", chain.name);
-        if let Some(hook) = chain.hook {
-            let _ = writeln!(script, "\t\t{hook}; policy accept;");
-        }
-        for Rule { statement, comment } in &chain.rules {
-            let _ = writeln!(script, "\t\t{statement} comment \"{comment}\"");
-        }
-        script.push_str("\t}\n");
-    }
+    chains.iter().for_each(|chain| chain.write(&mut script));
     script.push_str("}\n");
     for name in unwanted {
         let _ = writeln!(script, "delete chain {TABLE} {name}");
