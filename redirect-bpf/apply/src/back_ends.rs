@@ -7,12 +7,12 @@ use crate::{Ebpf, Flavour, Iptables, Nftables, verification};
 use podveil_bpf::{Node, NodeError};
 use podveil_netns::NetNs;
 use podveil_netns::cgroup::CgroupPath;
-use podveil_plan::{Capture, Fence, FenceChange, Phase};
+use podveil_plan::{Capture, Fence, FenceStep, Phase};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Which back end captures pods.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -259,13 +259,13 @@ impl Backend for BackEnds {
         &self,
         netns: &NetNs,
         capture: &Capture,
-        fence: &Fence,
+        fence: &Arc<Fence>,
     ) -> Result<BTreeSet<Connection>, ApplyError> {
         on!(self, netns, it => it.apply(netns, capture, fence))
     }
 
-    async fn change_fence(&self, netns: &NetNs, change: &FenceChange) -> Result<(), ApplyError> {
-        on!(self, netns, it => it.change_fence(netns, change))
+    async fn change_fence(&self, netns: &NetNs, step: &FenceStep) -> Result<(), ApplyError> {
+        on!(self, netns, it => it.change_fence(netns, step))
     }
 
     async fn verify(&self, netns: &NetNs, capture: &Capture) -> Result<(), VerifyError> {

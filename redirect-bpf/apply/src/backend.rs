@@ -2,10 +2,11 @@
 use crate::{BackEnd, CommandError, Connection, Family, ListError};
 use podveil_bpf::{Fault, NodeError};
 use podveil_netns::{NetNs, NetNsError};
-use podveil_plan::{Capture, Fence, FenceChange};
+use podveil_plan::{Capture, Fence, FenceStep};
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 
 /// One way to bring a pod's connections to the proxy. Every call is idempotent; what stands in the namespace is found
 /// there, not remembered, so that a restarted process goes on where the last one stopped.
@@ -16,14 +17,14 @@ pub trait Backend: Send + Sync + 'static {
         &self,
         netns: &NetNs,
         capture: &Capture,
-        fence: &Fence,
+        fence: &Arc<Fence>,
     ) -> impl Future<Output = Result<BTreeSet<Connection>, ApplyError>> + Send;
 
     /// Changes the addresses behind the fence and nothing else.
     fn change_fence(
         &self,
         netns: &NetNs,
-        change: &FenceChange,
+        step: &FenceStep,
     ) -> impl Future<Output = Result<(), ApplyError>> + Send;
 
     /// Does everything that [`Backend::apply`] put there still stand?

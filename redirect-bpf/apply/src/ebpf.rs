@@ -7,18 +7,18 @@ use crate::connections::{Addresses, Connection, Connections};
 use crate::routes::{self, Family, Sources};
 use crate::sysctls::Sysctls;
 use fences::Fences;
-use podveil_bpf::layout::{Pod, PodAddress, PodConnection, PodListener, PodPort};
-use podveil_bpf::{Node, NodeError, pidfd_open};
+use podveil_bpf::layout::{Ip, Pod, PodAddress, PodConnection, PodListener, PodPort};
+use podveil_bpf::{Node, NodeError, Table, TableError, pidfd_open};
 use podveil_model::{INBOUND_PORT, OUTBOUND_PORT};
 use podveil_netns::cgroup::CgroupPath;
 use podveil_netns::{NetNs, process, sock_diag};
-use podveil_plan::{Capture, Fence, FenceChange, Phase};
+use podveil_plan::{Capture, Fence, FenceStep, Phase};
 use std::collections::BTreeSet;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Set in [`Pod::sysctls`] when the other bits are what the sysctls were before us.
 const RECORDED: u32 = 1 << 31;
@@ -96,7 +96,7 @@ impl Ebpf {
     fn forget(&self, cookie: u64) -> Result<(), NodeError> {
         let node = &self.node;
         node.detach_pod(cookie)?;
-        self.set_fence(cookie, None)?;
+        self.change_fences(|fences, map| fences.remove(map, cookie))?;
         node.ports.replace(cookie, BTreeSet::new())?;
         node.older.replace(cookie, BTreeSet::new())?;
         node.addresses.replace(cookie, BTreeSet::new())?;
@@ -105,9 +105,12 @@ impl Ebpf {
         Ok(())
     }
 
-    fn set_fence(&self, cookie: u64, fence: Option<Fence>) -> Result<(), NodeError> {
+    fn change_fences<T>(
+        &self,
+        change: impl FnOnce(&mut Fences, &Table<Ip, u32>) -> Result<T, TableError>,
+    ) -> Result<T, NodeError> {
         let mut fences = self.fences.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(fences.set(&self.node.fence, cookie, fence)?)
+        Ok(change(&mut fences, &self.node.fence)?)
     }
 
     /// Enters the proxy's listeners that are older than our programs. One that nobody of the proxy's cgroup has stays
@@ -227,7 +230,7 @@ impl Backend for Ebpf {
         &self,
         netns: &NetNs,
         capture: &Capture,
-        fence: &Fence,
+        fence: &Arc<Fence>,
     ) -> Result<BTreeSet<Connection>, ApplyError> {
         let node = &self.node;
         let cookie = netns.cookie()?;
@@ -256,11 +259,11 @@ impl Backend for Ebpf {
             pod.flags = wanted.flags;
             write(&pod)?;
             (node.older.replace(cookie, BTreeSet::new())).map_err(NodeError::from)?;
-            self.set_fence(cookie, None)?;
+            self.change_fences(|fences, map| fences.remove(map, cookie))?;
             return Ok(BTreeSet::new());
         }
         self.adopt_listeners(netns, cookie)?;
-        self.set_fence(cookie, Some(fence.clone()))?;
+        self.change_fences(|fences, map| fences.set(map, cookie, fence))?;
         if found.flags & Pod::FENCED != 0 {
             pod.flags = wanted.flags;
             write(&pod)?;
@@ -285,14 +288,9 @@ impl Backend for Ebpf {
         Ok(older)
     }
 
-    async fn change_fence(&self, netns: &NetNs, change: &FenceChange) -> Result<(), ApplyError> {
-        if change.is_empty() {
-            return Ok(());
-        }
-        let mut fences = self.fences.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = fences.changed(netns.cookie()?, change);
-        let set = fences.set(&self.node.fence, netns.cookie()?, Some(changed));
-        Ok(set.map_err(NodeError::from)?)
+    async fn change_fence(&self, netns: &NetNs, step: &FenceStep) -> Result<(), ApplyError> {
+        let cookie = netns.cookie()?;
+        Ok(self.change_fences(|fences, map| fences.step(map, cookie, step))?)
     }
 
     async fn verify(&self, netns: &NetNs, capture: &Capture) -> Result<(), VerifyError> {

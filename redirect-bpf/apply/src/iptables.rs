@@ -10,7 +10,7 @@ use crate::{BackEnd, Unusable, conntrack};
 use chains::Rules;
 use podveil_netns::NetNs;
 use podveil_netns::cgroup::CgroupPath;
-use podveil_plan::{Capture, Fence, FenceChange, Phase};
+use podveil_plan::{Capture, Fence, FenceStep, Phase};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -273,7 +273,7 @@ impl Backend for Iptables {
         &self,
         netns: &NetNs,
         capture: &Capture,
-        fence: &Fence,
+        fence: &Arc<Fence>,
     ) -> Result<BTreeSet<Connection>, ApplyError> {
         routes::ensure(netns, routes::Sources::default())?;
         let families = Family::of(netns)?;
@@ -321,8 +321,12 @@ impl Backend for Iptables {
         Ok(held)
     }
 
-    async fn change_fence(&self, netns: &NetNs, change: &FenceChange) -> Result<(), ApplyError> {
-        ipset(netns, &chains::change_sets(&Family::of(netns)?, change)).await
+    async fn change_fence(&self, netns: &NetNs, step: &FenceStep) -> Result<(), ApplyError> {
+        ipset(
+            netns,
+            &chains::change_sets(&Family::of(netns)?, &step.change),
+        )
+        .await
     }
 
     async fn verify(&self, netns: &NetNs, capture: &Capture) -> Result<(), VerifyError> {

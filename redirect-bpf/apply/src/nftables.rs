@@ -7,11 +7,12 @@ use crate::reference::{self, References};
 use crate::{BackEnd, Unusable, conntrack, nfnetlink, routes, ruleset};
 use podveil_netns::NetNs;
 use podveil_netns::cgroup::CgroupPath;
-use podveil_plan::{Capture, Fence, FenceChange, Phase};
+use podveil_plan::{Capture, Fence, FenceStep, Phase};
 use ruleset::{COUNTERS, FENCE_CHAIN, OLDER_SETS, TABLE};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 /// Capture by NAT in `inet podveil`, IPv4 and IPv6 (Linux 5.13 or newer with `CONFIG_NF_CONNTRACK_TIMEOUT`, nft 1.0 or
 /// newer).
@@ -131,7 +132,7 @@ impl Backend for Nftables {
         &self,
         netns: &NetNs,
         capture: &Capture,
-        fence: &Fence,
+        fence: &Arc<Fence>,
     ) -> Result<BTreeSet<Connection>, ApplyError> {
         routes::ensure(netns, routes::Sources::default())?;
         if capture.phase == Phase::Releasing {
@@ -192,12 +193,13 @@ impl Backend for Nftables {
         Ok(older)
     }
 
-    async fn change_fence(&self, netns: &NetNs, change: &FenceChange) -> Result<(), ApplyError> {
-        if change.is_empty() {
+    async fn change_fence(&self, netns: &NetNs, step: &FenceStep) -> Result<(), ApplyError> {
+        if step.change.is_empty() {
             return Ok(());
         }
         let before = self.generations.now(netns);
-        self.load(netns, &ruleset::change_fence(change)).await?;
+        self.load(netns, &ruleset::change_fence(&step.change))
+            .await?;
         self.generations.follow(before, netns);
         Ok(())
     }

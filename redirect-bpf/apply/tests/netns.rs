@@ -16,10 +16,11 @@ use podveil_apply::{
     BackEnd, BackEndChoice, BackEndError, BackEnds, Backend, Ebpf, Feature, Flavour, Iptables,
     Nftables, VerifyError,
 };
-use podveil_plan::{Capture, Fence, Phase};
+use podveil_plan::{Capture, Fence, FenceStep, Phase};
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use world::{Family, Tested, World, both_ways, ended, original_dst, reset};
 
@@ -106,12 +107,12 @@ const CAPTURING: fn() -> Capture = || Capture {
     ..Capture::release()
 };
 
-fn fence_of<B: Tested>(world: &World<B>) -> Fence {
+fn fence_of<B: Tested>(world: &World<B>) -> Arc<Fence> {
     let peers: BTreeSet<_> = [world.peer_ip(Family::V4), world.peer_ip(Family::V6)].into();
-    Fence {
+    Arc::new(Fence {
         enrolled: peers.clone(),
         mandatory: peers,
-    }
+    })
 }
 
 async fn new_connections_come_to_the_proxy<B: Tested>() {
@@ -123,7 +124,7 @@ async fn new_connections_come_to_the_proxy<B: Tested>() {
     };
     let older = world
         .backend
-        .apply(&world.pod, &capture, &Fence::default())
+        .apply(&world.pod, &capture, &Arc::default())
         .await
         .unwrap();
     assert_eq!(older, BTreeSet::new());
@@ -265,13 +266,13 @@ async fn a_mandatory_peers_plain_syn_is_refused<B: Tested>() {
     assert_eq!((seen.fence.in_packets, seen.fence.out_packets), (2, 0));
     // Not mandatory any more: plain again, through the proxy.
     let fence = fence_of(&world);
-    let nobody = Fence {
+    let nobody = Arc::new(Fence {
         mandatory: BTreeSet::new(),
-        ..fence.clone()
-    };
+        ..Fence::clone(&fence)
+    });
     world
         .backend
-        .change_fence(&world.pod, &fence.change_to(&nobody))
+        .change_fence(&world.pod, &FenceStep::between(&fence, &nobody))
         .await
         .unwrap();
     let inbound = world.proxy_listens(Family::V4, 15006);
@@ -333,7 +334,7 @@ async fn open_connections_live_through_label_on_and_off<B: Tested>() {
     let releasing = Capture::release();
     world
         .backend
-        .apply(&world.pod, &releasing, &Fence::default())
+        .apply(&world.pod, &releasing, &Arc::default())
         .await
         .unwrap();
     world.backend.verify(&world.pod, &releasing).await.unwrap();
@@ -366,7 +367,7 @@ async fn a_port_used_again_after_an_unseen_end_is_captured<B: Tested>() {
         // Seen by conntrack while released, and ended when nothing stands.
         let apply = async |capture: Capture| {
             let backend = &world.backend;
-            backend.apply(&world.pod, &capture, &Fence::default()).await
+            backend.apply(&world.pod, &capture, &Arc::default()).await
         };
         apply(Capture::release()).await.unwrap();
         let direct = world.app_connects((peer, 8080)).unwrap();
@@ -468,7 +469,7 @@ async fn an_applications_mark_proves_nothing<B: Tested>() {
     let world = World::<B>::new();
     world
         .backend
-        .apply(&world.pod, &CAPTURING(), &Fence::default())
+        .apply(&world.pod, &CAPTURING(), &Arc::default())
         .await
         .unwrap();
     for family in Family::BOTH {
@@ -486,7 +487,7 @@ async fn a_port_in_time_wait_is_captured_again<B: Tested>() {
     let world = World::<B>::new();
     world
         .backend
-        .apply(&world.pod, &CAPTURING(), &Fence::default())
+        .apply(&world.pod, &CAPTURING(), &Arc::default())
         .await
         .unwrap();
     for family in Family::BOTH {
@@ -519,7 +520,7 @@ async fn a_half_closed_connection_waits_as_long_as_its_ends_do<B: Tested>() {
     }
     world
         .backend
-        .apply(&world.pod, &CAPTURING(), &Fence::default())
+        .apply(&world.pod, &CAPTURING(), &Arc::default())
         .await
         .unwrap();
     let mut waiting = Vec::new();
@@ -597,7 +598,7 @@ async fn a_second_interface_is_captured_too<B: Tested>() {
     let (pod, peer) = world.second_interface();
     world
         .backend
-        .apply(&world.pod, &CAPTURING(), &Fence::default())
+        .apply(&world.pod, &CAPTURING(), &Arc::default())
         .await
         .unwrap();
     let application = world.app_listens(Family::V4, 8080);

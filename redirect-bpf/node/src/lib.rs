@@ -25,6 +25,7 @@ mod cluster;
 mod cni;
 mod config;
 mod entry;
+mod fence_steps;
 mod finder;
 mod holder;
 mod kubelet;

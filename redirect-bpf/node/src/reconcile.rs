@@ -6,6 +6,7 @@ use crate::cluster::Cluster;
 use crate::cni::{Admissions, Ask};
 use crate::config::RedirectConfig;
 use crate::entry::{Entry, Place, facts};
+use crate::fence_steps::FenceSteps;
 use crate::finder::{By, Finder};
 use crate::holder::{self, Held};
 use crate::pod::{Acceptance, Action, Event, Next, Pod};
@@ -59,6 +60,7 @@ pub struct Reconciler<B> {
     pods: BTreeMap<Uid, Entry>,
     /// The fence wanted, and which one it is. Work takes the newest when it begins.
     fence: watch::Sender<(u64, Arc<Fence>)>,
+    fence_steps: Arc<FenceSteps>,
     waiting: VecDeque<Waiting>,
     admissions: Admissions,
     applied_version: Arc<str>,
@@ -98,6 +100,7 @@ impl<B: Backend> Reconciler<B> {
             stop,
             pods: BTreeMap::new(),
             fence: watch::Sender::default(),
+            fence_steps: Arc::default(),
             waiting: VecDeque::new(),
             admissions: Admissions::default(),
             applied_version: "".into(),
@@ -145,21 +148,23 @@ impl<B: Backend> Reconciler<B> {
     }
 
     fn batch(&mut self, batch: Batch) {
-        let changes = self.take(&batch);
+        let (changes, fences_follow) = self.take(&batch);
         for rejected in &batch.rejected {
             tracing::warn!(name = %rejected.name, reason = %rejected.reason, "a resource was rejected");
         }
         if batch.resource_type != ResourceType::Address {
             return batch.acknowledge.in_use();
         }
-        let wanted = self.cluster.fence();
-        self.fence.send_if_modified(|(number, fence)| {
-            let changed = wanted != **fence;
-            if changed {
-                (*number, *fence) = (*number + 1, Arc::new(wanted));
-            }
-            changed
-        });
+        if fences_follow {
+            let wanted = self.cluster.fence();
+            self.fence.send_if_modified(|(number, fence)| {
+                let changed = wanted != **fence;
+                if changed {
+                    (*number, *fence) = (*number + 1, Arc::new(wanted));
+                }
+                changed
+            });
+        }
         self.waiting.push_back(Waiting {
             fence: self.fence.borrow().0,
             version: batch.version,
@@ -169,17 +174,21 @@ impl<B: Backend> Reconciler<B> {
         self.set_goals();
     }
 
-    /// Returns the changes that are in use once every fence has them. The others are in use at once: that a pod is wanted
+    /// Returns the changes that are in use once every fence has them, and whether fences may follow at all. The others are in use at once: that a pod is wanted
     /// is known here, and reported, however long fences take that others have changed.
-    fn take(&mut self, batch: &Batch) -> Vec<Change> {
+    fn take(&mut self, batch: &Batch) -> (Vec<Change>, bool) {
         let before = self.waiting.iter().flat_map(|waiting| &waiting.changes);
         let waiting: HashSet<&Uid> = before.map(|(uid, _)| uid).collect();
-        let updates = (batch.updates.iter()).filter_map(|update| self.cluster.update(update));
-        let (behind_fence, at_once): (Vec<_>, Vec<_>) =
-            updates.partition(|(change, fence)| *fence || waiting.contains(&change.0));
+        let updates: Vec<_> = (batch.updates.iter())
+            .filter_map(|update| self.cluster.update(update))
+            .collect();
+        let fences_follow = updates.iter().any(|(_, fence)| *fence);
+        let (behind_fence, at_once): (Vec<_>, Vec<_>) = updates
+            .into_iter()
+            .partition(|(change, fence)| *fence || waiting.contains(&change.0));
         let changes = |some: Vec<(Change, bool)>| some.into_iter().map(|(change, _)| change);
         self.links.in_use.change(changes(at_once).collect());
-        changes(behind_fence).collect()
+        (changes(behind_fence).collect(), fences_follow)
     }
 
     fn set_goals(&mut self) {
@@ -343,6 +352,7 @@ impl<B: Backend> Reconciler<B> {
         let finder = self.finder.clone();
         let found = entry.place.as_ref().map(|place| place.found.clone());
         let (older, stands) = (entry.older.clone(), entry.fence.clone());
+        let steps = self.fence_steps.clone();
         let backlog = self.config.backlog;
         let proxy = self.links.proxy.borrow().peer.clone();
         let places = match action {
@@ -365,7 +375,7 @@ impl<B: Backend> Reconciler<B> {
                     work::apply(backend, found.netns, capture, fence).await
                 }
                 (Action::ChangeFence, Some(found)) => {
-                    work::change_fence(backend, found.netns, stands, fence).await
+                    work::change_fence(backend, found.netns, stands, fence, &steps).await
                 }
                 (Action::Check { verify }, Some(found)) => {
                     work::check(backend, finder, sought.uid, found, older, verify).await

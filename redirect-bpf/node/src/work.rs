@@ -2,6 +2,7 @@
 //! The pieces of work that pods ask for. Each runs as a task of its own and ends with a [`Done`].
 
 use crate::Obstacle;
+use crate::fence_steps::FenceSteps;
 use crate::finder::{By, FindError, Finder, Found};
 use crate::listeners::{ListenersError, PodListeners};
 use crate::pod::Event;
@@ -179,12 +180,11 @@ pub async fn change_fence<B: Backend>(
     netns: Arc<NetNs>,
     stands: Arc<Fence>,
     fence: (u64, Arc<Fence>),
+    steps: &FenceSteps,
 ) -> Done {
     let (generation, fence) = fence;
-    match backend
-        .change_fence(&netns, &stands.change_to(&fence))
-        .await
-    {
+    let step = steps.between(&stands, &fence);
+    match backend.change_fence(&netns, &step).await {
         Ok(()) => Done {
             fence: Some(fence),
             ..Event::FenceChanged { fence: generation }.into()

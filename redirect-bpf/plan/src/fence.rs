@@ -2,6 +2,7 @@
 use podveil_model::Workload;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// The addresses that stand behind the fence of every captured pod.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -57,6 +58,24 @@ pub struct FenceChange {
 impl FenceChange {
     pub fn is_empty(&self) -> bool {
         self.add.is_empty() && self.remove.is_empty()
+    }
+}
+
+/// From the fence that stands around a pod to the next one. Pods share fences, and the steps between them.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct FenceStep {
+    pub stands: Arc<Fence>,
+    pub change: FenceChange,
+    pub next: Arc<Fence>,
+}
+
+impl FenceStep {
+    pub fn between(stands: &Arc<Fence>, next: &Arc<Fence>) -> Self {
+        Self {
+            stands: stands.clone(),
+            change: stands.change_to(next),
+            next: next.clone(),
+        }
     }
 }
 

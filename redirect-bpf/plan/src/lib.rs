@@ -2,7 +2,7 @@
 //! What should stand in a pod's network namespace, as data.
 //!
 //! - [`Capture`]: which new connections are brought to the proxy, from the pod's state alone.
-//! - [`Fence`]: the addresses around it that plaintext must not reach, and [`FenceChange`] between two of them.
+//! - [`Fence`]: the addresses around it that plaintext must not reach, and [`FenceStep`] between two of them.
 //! - the numbers that every back end and every operator shares: [`MARK`], [`OWN_MARK`], [`VERIFY_MARK`],
 //!   [`ROUTE_TABLE`].
 //!
@@ -14,7 +14,7 @@ mod capture;
 mod fence;
 
 pub use capture::{Capture, Phase};
-pub use fence::{Fence, FenceChange};
+pub use fence::{Fence, FenceChange, FenceStep};
 
 /// Carried by a connection that the proxy opened to its pod's application (in conntrack) and by each of the
 /// application's answers on it (on the packet), so that an answer to a kept client address comes back over `lo`.
