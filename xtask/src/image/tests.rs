@@ -86,7 +86,6 @@ fn programs_and_tools_run_in_an_image_that_holds_nothing_else() {
             "/usr/sbin/xtables-nft-multi",
             vec!["iptables", "-m", "cgroup", "-j", "REDIRECT", "--help"],
         ),
-        ("/usr/sbin/ip", vec!["-json", "-6", "rule", "show"]),
         ("/usr/bin/podveil-node", vec![]),
     ] {
         let output = Command::new("chroot")
