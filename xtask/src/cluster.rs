@@ -100,7 +100,7 @@ fn demo() -> anyhow::Result<()> {
         "two nodes of Kubernetes v1.36 are ready",
         Ok(format!("after {:.1} s", began.elapsed().as_secs_f64())),
     )?;
-    journey::walk(&cluster, &checkout, &mut |promise, outcome| {
+    journey::walk(&cluster, &checkout, &[], &mut |promise, outcome| {
         report.line(promise, outcome)
     })?;
     drop(cluster);

@@ -23,7 +23,12 @@ pub type Line<'a> = dyn FnMut(&str, anyhow::Result<String>) -> anyhow::Result<()
 ///
 /// # Errors
 /// If `line` ends it, or there is nothing to walk on.
-pub fn walk(cluster: &Cluster, checkout: &Checkout, line: &mut Line<'_>) -> anyhow::Result<()> {
+pub fn walk(
+    cluster: &Cluster,
+    checkout: &Checkout,
+    values: &[&str],
+    line: &mut Line<'_>,
+) -> anyhow::Result<()> {
     make_pods(cluster)?;
     let captured = across(cluster, "shop", || each_way(cluster).map(drop));
     line(
@@ -39,7 +44,7 @@ pub fn walk(cluster: &Cluster, checkout: &Checkout, line: &mut Line<'_>) -> anyh
 
     let before = Traces::of(cluster)?;
     let began = Instant::now();
-    let podveil = match Podveil::install(cluster, checkout, &VALUES) {
+    let podveil = match Podveil::install(cluster, checkout, &[&VALUES, values].concat()) {
         Ok(podveil) => podveil,
         Err(error) => return line("helm install podveil charts/podveil", Err(error)),
     };

@@ -22,16 +22,10 @@ fn podveil_on_a_cluster() -> anyhow::Result<()> {
     let cluster = Cluster::up(&checkout.podveilctl)?;
     let mut failed = Vec::new();
     let mut report = |promise: &str, outcome: anyhow::Result<String>| {
-        match outcome {
-            Ok(seen) => println!("holds: {promise}: {seen}"),
-            Err(error) => {
-                println!("does NOT hold: {promise}: {error:#}");
-                failed.push(promise.to_owned());
-            }
-        }
+        said(&mut failed, promise, outcome);
         Ok(())
     };
-    journey::walk(&cluster, &checkout, &mut report)?;
+    journey::walk(&cluster, &checkout, &[], &mut report)?;
     let values = [&journey::VALUES[..], &restarts::VALUES].concat();
     let podveil = Podveil::install(&cluster, &checkout, &values)?;
     for (promise, test) in [
@@ -60,7 +54,7 @@ fn podveil_on_a_cluster() -> anyhow::Result<()> {
             "an upgrade replaces what it changes, and connections notice only a new node program",
             upgrades::an_upgrade_replaces_what_it_changes_and_connections_notice_only_a_new_node_program,
         ),
-        // Last, since with the plugin static pods of these namespaces do not start; it is taken out by the uninstallation.
+        // Last: it is taken out by the uninstallation.
         (
             "with the CNI plugin a pod sends and answers nothing in plain from its first instruction on",
             |podveil| {
@@ -79,12 +73,48 @@ fn podveil_on_a_cluster() -> anyhow::Result<()> {
         "the CNI plugin is gone",
         start_window::no_node_has_the_plugin(&cluster).map(|()| String::new()),
     )?;
-    ensure!(
-        failed.is_empty(),
-        "{} do not hold: {failed:?}",
-        failed.len()
-    );
+    all_hold(&failed)
+}
+
+fn said(failed: &mut Vec<String>, promise: &str, outcome: anyhow::Result<String>) {
+    match outcome {
+        Ok(seen) => println!("holds: {promise}: {seen}"),
+        Err(error) => {
+            println!("does NOT hold: {promise}: {error:#}");
+            failed.push(promise.to_owned());
+        }
+    }
+}
+
+fn all_hold(failed: &[String]) -> anyhow::Result<()> {
+    let count = failed.len();
+    ensure!(failed.is_empty(), "{count} do not hold: {failed:?}");
     Ok(())
+}
+
+/// The journey of `make test` is by the back end that is chosen where nothing is set.
+#[test]
+#[ignore = "all"]
+fn the_journey_by_nftables() -> anyhow::Result<()> {
+    journey_by("nftables")
+}
+
+#[test]
+#[ignore = "all"]
+fn the_journey_by_iptables() -> anyhow::Result<()> {
+    journey_by("iptables")
+}
+
+fn journey_by(back_end: &str) -> anyhow::Result<()> {
+    let checkout = checkout_of_test()?;
+    let cluster = Cluster::up(&checkout.podveilctl)?;
+    let mut failed = Vec::new();
+    let value = format!("--set=node.redirect.backEnd={back_end}");
+    journey::walk(&cluster, &checkout, &[&value], &mut |promise, outcome| {
+        said(&mut failed, promise, outcome);
+        Ok(())
+    })?;
+    all_hold(&failed)
 }
 
 /// A long one: `make test` has twenty pods of it.

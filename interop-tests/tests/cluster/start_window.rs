@@ -2,6 +2,7 @@
 //! Nothing of a pod in an enrolled namespace is plain, from its first instruction on and from the moment that its address
 //! exists: `podveil-cni` lets it start only when it is captured.
 
+use crate::workloads;
 use anyhow::{Context, ensure};
 use podveil_cluster::enrolment::{first_tunnels_of, object};
 use podveil_cluster::podveil::{APP_PORT, Podveil};
@@ -42,6 +43,7 @@ pub fn a_pod_sends_and_answers_nothing_in_plain(
     println!(
         "{pods} pods connected out first and were connected to at once: {refused} refused, the longest attempt {longest:?}"
     );
+    workloads::static_pod(podveil, "fresh").context("a pod from a file on its node")?;
     cluster.kubectl(&["delete", "namespace", "fresh", "--timeout=60s"])?;
     every_node_has_the_plugin_last(cluster)
 }

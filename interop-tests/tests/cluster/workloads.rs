@@ -31,28 +31,29 @@ pub fn every_kind_of_workload_and_service_is_served(podveil: &Podveil<'_>) -> an
     headless(cluster).context("a headless Service")?;
     replaced(podveil).context("a replaced pod of a StatefulSet")?;
     node_ports(cluster).context("a NodePort")?;
-    static_pod(podveil).context("a pod from a file on its node")?;
+    static_pod(podveil, NAMESPACE).context("a pod from a file on its node")?;
     job(podveil).context("a Job")
 }
 
 /// Its kubelet knows it by another UID than the cluster does.
-fn static_pod(podveil: &Podveil<'_>) -> anyhow::Result<()> {
+pub fn static_pod(podveil: &Podveil<'_>, namespace: &str) -> anyhow::Result<()> {
     let cluster = podveil.cluster;
     let node = &cluster.nodes[1];
-    let manifest = pod(NAMESPACE, "etched", "node-2");
+    let manifest = pod(namespace, "etched", "node-2");
     let (manifest, _service) = manifest.split_once("---").context("a pod and a Service")?;
     node.set_static_pod("etched", Some(manifest))?;
-    let mirror = ["--namespace=bazaar", "pod", "etched-node-2"];
+    let of = format!("--namespace={namespace}");
+    let mirror = [of.as_str(), "pod", "etched-node-2"];
     eventually(SETTLE, "the kubelet shows it to the cluster", || {
         cluster.get(&mirror)
     })?;
-    cluster.wait_for_pods(NAMESPACE)?;
-    podveil.wait_for_stage(NAMESPACE, "mandatory", SETTLE)?;
+    cluster.wait_for_pods(namespace)?;
+    podveil.wait_for_stage(namespace, "mandatory", SETTLE)?;
     let status = &cluster.get(&mirror)?["status"];
     let address: IpAddr = status["podIP"].as_str().context("its address")?.parse()?;
     let url = format!("http://{}/", SocketAddr::new(address, APP_PORT));
-    let captured = across(cluster, NAMESPACE, || {
-        curl(cluster, NAMESPACE, "client", &url).map(drop)
+    let captured = across(cluster, namespace, || {
+        curl(cluster, namespace, "client", &url).map(drop)
     })?;
     only_tls(captured)?;
     node.set_static_pod("etched", None)?;

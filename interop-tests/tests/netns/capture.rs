@@ -38,11 +38,18 @@ pub fn wire(mesh: &Mesh) -> anyhow::Result<Capture> {
 #[test]
 #[ignore = "netns"]
 fn nodes_of_different_back_ends_work_together_and_name_theirs() -> anyhow::Result<()> {
+    for names in [["ebpf", "nftables"], ["ebpf", "iptables"]] {
+        work_together(names).with_context(|| format!("{names:?}"))?;
+    }
+    Ok(())
+}
+
+fn work_together([one, other]: [&str; 2]) -> anyhow::Result<()> {
     let mesh = Mesh::start_each(
-        [back_end("ebpf"), back_end("nftables")],
+        [back_end(one), back_end(other)],
         &[(1, "shop", "client", "client"), (2, "shop", "far", "web")],
     )?;
-    for (node, pod, name) in [(1, "client", "ebpf"), (2, "far", "nftables")] {
+    for (node, pod, name) in [(1, "client", one), (2, "far", other)] {
         let chosen = &mesh.redirect_status(node)?["backEnd"]["chosen"];
         ensure!(chosen == name, "node {node} has chosen {chosen}");
         let captured = eventually(SETTLE, "capture is verified", || {

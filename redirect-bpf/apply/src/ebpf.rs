@@ -47,9 +47,10 @@ const RECORDED: u32 = 1 << 31;
 /// The fence's map is one for the node, so it holds what any pod's fence holds: an address that one pod has let go of
 /// already stays until all have.
 ///
-/// Known limits. A socket bound to a device (`SO_BINDTODEVICE`) cannot be sent over `lo`: its `connect()` fails.
-/// Multipath TCP connects past the hook in `connect()`: the fence refuses it where it must not go in plain, and elsewhere
-/// it goes in plain.
+/// - Each path of a multipath TCP connection is opened past the hook in `connect()`. It is marked a moment before its SYN
+///   is sent, and routed again.
+///
+/// Known limit: a socket bound to a device (`SO_BINDTODEVICE`) cannot be sent over `lo`, and its `connect()` fails.
 #[derive(Debug)]
 pub struct Ebpf {
     node: Node,

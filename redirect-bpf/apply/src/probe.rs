@@ -97,7 +97,7 @@ impl Unusable {
             NodeError::Link { .. } => Feature::BpfLinks,
             NodeError::Load { program, .. } => match *program {
                 "own_socket" => Feature::SockCreate,
-                "own_connections" => Feature::SockOps,
+                "capture_paths" | "own_connections" => Feature::SockOps,
                 "capture_ipv4" | "capture_ipv6" | "fence_ipv4" | "fence_ipv6" => {
                     Feature::ConnectHook
                 }

@@ -100,6 +100,7 @@ on_every_back_end! {
     namespaces_come_and_go,
     capture_is_verified_by_a_connection_that_comes_to_the_proxy,
     fragments_and_extension_headers_pass_neither_capture_nor_fence,
+    multipath_tcp_is_captured_too,
 }
 
 const CAPTURING: fn() -> Capture = || Capture {
@@ -637,6 +638,25 @@ async fn fast_open_changes_nothing<B: Tested>() {
             assert_eq!(&buffer, b"data");
             both_ways(&client, &accepted);
         }
+        assert!(server.is_idle());
+    }
+}
+
+async fn multipath_tcp_is_captured_too<B: Tested>() {
+    let world = World::<B>::new();
+    world
+        .backend
+        .apply(&world.pod, &CAPTURING(), &fence_of(&world))
+        .await
+        .unwrap();
+    for family in Family::BOTH {
+        let peer = world.peer_ip(family);
+        let server = world.peer_listens(family, 8080);
+        let outbound = world.proxy_listens(family, 15001);
+        let client = world.app_connects_by_mptcp((peer, 8080)).unwrap();
+        let accepted = outbound.accept();
+        assert_eq!(original_dst(&accepted), (peer, 8080).into());
+        both_ways(&client, &accepted);
         assert!(server.is_idle());
     }
 }

@@ -168,6 +168,29 @@ int capture_ipv6(struct bpf_sock_addr *ctx)
 	return capture(ctx, &ip);
 }
 
+/* Each path of a multipath connection is opened by the kernel, past the hooks in connect(): here, a moment before its SYN.
+ * A mark that is new has it routed again. */
+SEC("sockops")
+int capture_paths(struct bpf_sock_ops *ctx)
+{
+	__u64 netns = bpf_get_netns_cookie(ctx);
+	__u32 value = MARK;
+	struct pod_connection it;
+	struct bpf_sock *sk;
+	struct pod *pod;
+
+	if (READ_U32(ctx, op) != BPF_SOCK_OPS_TCP_CONNECT_CB)
+		return 1;
+	pod = bpf_map_lookup_elem(&pods, &netns);
+	sk = ctx->sk;
+	if (!pod || !sk || sk->mark == MARK || is_proxys(sk))
+		return 1;
+	it = connection_of(ctx, netns);
+	if (is_own_address(netns, &it.local_ip) && is_captured(netns, pod->flags, &it.remote_ip, it.remote_port))
+		bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &value, sizeof(value));
+	return 1;
+}
+
 /* The fence tells an application at once what it would otherwise learn from its SYNs' silence. It stands behind capture
  * in the order of programs, and asks of it nothing but the mark. */
 static __always_inline int refuse(struct bpf_sock_addr *ctx, const struct ip *ip)

@@ -31,11 +31,12 @@ enum Place {
 }
 
 /// In the order in which they are attached, which is the order in which they run.
-const NODE_PROGRAMS: [(&str, AttachType, Place); 7] = [
+const NODE_PROGRAMS: [(&str, AttachType, Place); 8] = [
     ("own_socket", AttachType::SockCreate, Place::Proxy),
     ("own_connections", AttachType::SockOps, Place::Proxy),
     ("capture_ipv4", AttachType::Connect4, Place::Root),
     ("capture_ipv6", AttachType::Connect6, Place::Root),
+    ("capture_paths", AttachType::SockOps, Place::Root),
     ("fence_ipv4", AttachType::Connect4, Place::Root),
     ("fence_ipv6", AttachType::Connect6, Place::Root),
     ("fence_out", AttachType::Egress, Place::Root),

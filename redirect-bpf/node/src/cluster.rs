@@ -65,9 +65,10 @@ impl Cluster {
             .filter(|workload| workload.node == self.node && !workload.host_network)
     }
 
-    /// Wherever it runs.
-    pub fn by_uid(&self, uid: &Uid) -> Option<&Arc<Workload>> {
-        self.workloads.get(uid)
+    /// By the name that a kubelet has for it: a pod from a file has another one than the API server's.
+    pub fn known_to_kubelet_as(&self, uid: &Uid) -> Option<&Arc<Workload>> {
+        let is_from_file = |workload: &&Arc<Workload>| workload.node_uid.as_ref() == Some(uid);
+        (self.workloads.get(uid)).or_else(|| self.local().find(is_from_file))
     }
 
     pub fn local_by_uid(&self, uid: &Uid) -> Option<&Arc<Workload>> {
@@ -81,6 +82,24 @@ mod tests {
     use super::*;
     use podveil_model::Stage;
     use podveil_testing::workload;
+
+    #[test]
+    fn a_pod_from_a_file_is_found_by_its_kubelets_name_for_it_on_its_own_node_only() {
+        let mut cluster = Cluster::new("node-1".parse().unwrap());
+        for (name, node) in [("etched", "node-1"), ("elsewhere", "node-2")] {
+            let mut workload = Workload::clone(&workload(name).node(node).build());
+            workload.node_uid = Some(format!("hash-of-{name}").as_str().into());
+            cluster.update(&Update::Workload(workload.into()));
+        }
+        let known = |uid: &str| {
+            cluster
+                .known_to_kubelet_as(&uid.into())
+                .map(|w| w.uid.clone())
+        };
+        assert_eq!(known("hash-of-etched"), Some("etched".into()));
+        assert_eq!(known("etched"), Some("etched".into()));
+        assert_eq!(known("hash-of-elsewhere"), None);
+    }
 
     #[test]
     fn fences_follow_from_those_who_are_announced_or_were() {

@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-pub use given::Given;
+pub use given::{Given, Sandbox};
 pub use processes::{Processes, is_hosts};
 
 /// Finds the namespaces of this node's pods.

@@ -292,13 +292,14 @@ impl<B: Backend> Reconciler<B> {
         match (request.about, &ask.netns) {
             (About::Start, Some(netns)) => {
                 tracing::debug!(%uid, sandbox = request.sandbox, netns = %netns.id(), "a sandbox starts");
-                let given = &self.finder.given;
-                given.starts(&uid, &request.sandbox, netns.clone(), &request.addresses);
+                self.finder.given.starts(request, netns.clone());
             }
             (About::End, _) => self.finder.given.ends(&uid, &request.sandbox),
             _ => {}
         }
-        if let Some(entry) = self.pods.get_mut(&uid) {
+        if let Some(workload) = self.cluster.known_to_kubelet_as(&uid)
+            && let Some(entry) = self.pods.get_mut(&workload.uid)
+        {
             entry.pod.look_now(now);
         }
         self.admissions.wait(ask, now);
@@ -310,7 +311,11 @@ impl<B: Backend> Reconciler<B> {
         let mut refused = Vec::new();
         let again = self.admissions.answer(
             now,
-            |uid, ask| facts(cluster.by_uid(uid), pods.get(uid), ask),
+            |uid, ask| {
+                let workload = cluster.known_to_kubelet_as(uid);
+                let entry = workload.and_then(|workload| pods.get(&workload.uid));
+                facts(workload, entry, ask)
+            },
             |uid, ask, answer| {
                 let sandbox = &ask.request.sandbox;
                 match answer {
@@ -325,7 +330,9 @@ impl<B: Backend> Reconciler<B> {
             },
         );
         for uid in refused.iter().filter(|_| !self.config.cni.fail_closed) {
-            if let Some(entry) = self.pods.get_mut(uid) {
+            if let Some(workload) = self.cluster.known_to_kubelet_as(uid)
+                && let Some(entry) = self.pods.get_mut(&workload.uid)
+            {
                 entry.started_uncaptured = entry.pod.is_wanted();
             }
         }
@@ -337,7 +344,8 @@ impl<B: Backend> Reconciler<B> {
         if let Some(entry) = self.pods.get_mut(uid) {
             entry.close_listeners();
             entry.place = None;
-            self.finder.given.forget(uid);
+            let on_node = entry.workload.node_uid.as_ref();
+            self.finder.given.forget(on_node.unwrap_or(uid));
             entry.older.clear();
             entry.pod.on(now, Event::Forgotten);
         }

@@ -3,7 +3,7 @@
 
 use crate::Obstacle;
 use crate::fence_steps::FenceSteps;
-use crate::finder::{By, FindError, Finder, Found};
+use crate::finder::{By, FindError, Finder, Found, Sandbox};
 use crate::listeners::{ListenersError, PodListeners};
 use crate::pod::Event;
 use podveil_apply::{Addresses, ApplyError, Backend, Connection, ListError, VerifyError};
@@ -68,11 +68,19 @@ pub fn chain(error: &dyn Error) -> String {
 pub struct Sought {
     /// What its kubelet knows it by.
     pub uid: Uid,
-    /// Where that is only said to be the pod: the namespace must have one of its addresses, which nobody but a kubelet can
-    /// tell the cluster.
-    pub proof: Option<Vec<IpAddr>>,
+    /// Where that is only said to be the pod.
+    pub proof: Option<Proof>,
     /// It is to be captured, and not only to be let go.
     pub wanted: bool,
+}
+
+/// That a namespace is the pod's: the runtime itself calls it so, or it has one of the pod's addresses, which nobody but a
+/// kubelet can tell the cluster.
+#[derive(Clone, Debug)]
+pub struct Proof {
+    addresses: Vec<IpAddr>,
+    namespace: String,
+    pod: String,
 }
 
 impl Sought {
@@ -80,17 +88,32 @@ impl Sought {
         let on_node = workload.node_uid.as_ref();
         Self {
             uid: on_node.unwrap_or(&workload.uid).clone(),
-            proof: on_node.map(|_| workload.addresses.clone()),
+            proof: on_node.map(|_| Proof {
+                addresses: workload.addresses.clone(),
+                namespace: workload.identity.namespace.as_str().to_owned(),
+                pod: workload.name.to_string(),
+            }),
             wanted,
         }
     }
 
     /// Why the namespace is not, or not yet, to be taken for the pod's.
-    fn objection(&self, netns: &NetNs) -> Result<Option<String>, ListError> {
+    /// `given`: the sandbox that the CNI plugin has handed over for it.
+    fn objection(
+        &self,
+        netns: &NetNs,
+        given: Option<&Sandbox>,
+    ) -> Result<Option<String>, ListError> {
         let there = Addresses::of(netns)?;
         let uid = &self.uid;
+        let is_proven = |proof: &Proof| {
+            let by_runtime = given.is_some_and(|given| {
+                given.netns.id() == netns.id() && given.is_of(&proof.namespace, &proof.pod)
+            });
+            by_runtime || proof.addresses.iter().any(|address| there.has(*address))
+        };
         Ok(match &self.proof {
-            Some(addresses) if !addresses.iter().any(|address| there.has(*address)) => {
+            Some(proof) if !is_proven(proof) => {
                 Some(format!("pod {uid} of this node has none of its addresses"))
             }
             // Some runtimes start a sandbox first and connect it to the network then. Capture would not know its addresses.
@@ -121,7 +144,8 @@ pub async fn look_for<B: Backend>(
         Err(error) => return failed(&error),
     };
     let _place = places.acquire().await;
-    match sought.objection(&found.netns) {
+    let given = finder.given.of(&sought.uid);
+    match sought.objection(&found.netns, given.as_ref()) {
         Ok(None) => {}
         Ok(Some(reason)) => {
             let obstacle = Obstacle::NotFound;
@@ -252,7 +276,9 @@ pub async fn remove<B: Backend>(backend: Arc<B>, netns: Arc<NetNs>) -> Done {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::finder::Given;
     use nix::sched::{CloneFlags, unshare};
+    use podveil_cni::wire::{About, Request};
     use podveil_testing::workload;
     use std::process::Command;
 
@@ -265,7 +291,7 @@ mod tests {
         // That nobody but the API server gives: no more is asked.
         workload.addresses.clear();
         let sought = Sought::of(&workload, false);
-        assert_eq!(sought.objection(&here).unwrap(), None);
+        assert_eq!(sought.objection(&here, None).unwrap(), None);
         let hash = "0123456789abcdef0123456789abcdef";
         workload.node_uid = Some(hash.into());
         for (addresses, taken) in [
@@ -276,8 +302,26 @@ mod tests {
             workload.addresses = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
             let sought = Sought::of(&workload, false);
             assert_eq!(sought.uid, hash.into());
-            let objection = sought.objection(&here).unwrap();
+            let objection = sought.objection(&here, None).unwrap();
             assert_eq!(objection.is_none(), taken, "{addresses:?}");
+        }
+        // Or the runtime must call it by the pod's name.
+        workload.addresses.clear();
+        let sought = Sought::of(&workload, false);
+        let proof = sought.proof.clone().unwrap();
+        for (pod, taken) in [(proof.pod.as_str(), true), ("another", false)] {
+            let given = Given::default();
+            let request = Request {
+                about: About::Start,
+                namespace: proof.namespace.clone(),
+                pod: pod.into(),
+                uid: hash.into(),
+                sandbox: "s".into(),
+                addresses: Vec::new(),
+            };
+            given.starts(&request, Arc::new(NetNs::current().unwrap()));
+            let objection = sought.objection(&here, given.of(&hash.into()).as_ref());
+            assert_eq!(objection.unwrap().is_none(), taken, "{pod}");
         }
     }
 
@@ -294,7 +338,11 @@ mod tests {
         });
         let netns = empty.join().unwrap();
         let workload = workload("web-1").address("10.0.0.7").build();
-        let objection = |wanted| Sought::of(&workload, wanted).objection(&netns).unwrap();
+        let objection = |wanted| {
+            Sought::of(&workload, wanted)
+                .objection(&netns, None)
+                .unwrap()
+        };
         assert!(objection(true).unwrap().contains("no address yet"));
         // What is to be let go is found all the same.
         assert_eq!(objection(false), None);

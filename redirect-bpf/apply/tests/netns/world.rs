@@ -6,7 +6,7 @@ use podveil_apply::{
 };
 use podveil_netns::cgroup::CgroupPath;
 use podveil_netns::{NetNs, cgroup};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read, Write};
@@ -372,6 +372,20 @@ impl<B: Tested> World<B> {
     pub fn app_connects_marked(&self, mark: u32, to: (IpAddr, u16)) -> io::Result<TcpStream> {
         let set = |socket: &Socket| socket.set_mark(mark);
         connect_with(&self.pod, None, to.into(), set)
+    }
+
+    pub fn app_connects_by_mptcp(&self, to: (IpAddr, u16)) -> io::Result<TcpStream> {
+        self.pod
+            .run(|| {
+                let to = SocketAddr::from(to);
+                let (domain, protocol) = (Domain::for_address(to), Some(Protocol::MPTCP));
+                let socket = Socket::new(domain, Type::STREAM, protocol)?;
+                socket.connect_timeout(&to.into(), SILENCE)?;
+                let stream = TcpStream::from(socket);
+                stream.set_read_timeout(Some(PATIENCE))?;
+                Ok(stream)
+            })
+            .unwrap()
     }
 
     /// Connects and sends with the SYN, where a cookie allows it.

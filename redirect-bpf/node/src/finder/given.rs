@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 use super::{By, Found};
+use podveil_cni::wire::Request;
 use podveil_model::Uid;
 use podveil_netns::NetNs;
 use std::collections::BTreeMap;
@@ -20,11 +21,18 @@ pub struct Sandbox {
     id: Arc<str>,
     pub netns: Arc<NetNs>,
     addresses: Arc<[IpAddr]>,
+    namespace: String,
+    pod: String,
     /// The plugin waits for our word: no process can be there yet.
     pub starts: bool,
 }
 
 impl Sandbox {
+    /// Does the runtime call its pod this?
+    pub fn is_of(&self, namespace: &str, pod: &str) -> bool {
+        self.namespace == namespace && self.pod == pod
+    }
+
     pub fn found(&self) -> Found {
         Found {
             netns: self.netns.clone(),
@@ -37,14 +45,17 @@ impl Sandbox {
 
 impl Given {
     /// A new sandbox of the pod; the one before it counts no more.
-    pub fn starts(&self, uid: &Uid, id: &str, netns: Arc<NetNs>, addresses: &[IpAddr]) {
+    pub fn starts(&self, request: &Request, netns: Arc<NetNs>) {
+        let addresses = request.addresses.iter().copied();
         let sandbox = Sandbox {
-            id: id.into(),
+            id: request.sandbox.as_str().into(),
             netns,
-            addresses: addresses.iter().copied().take(MAX_ADDRESSES).collect(),
+            addresses: addresses.take(MAX_ADDRESSES).collect(),
+            namespace: request.namespace.clone(),
+            pod: request.pod.clone(),
             starts: true,
         };
-        self.table().insert(uid.clone(), sandbox);
+        self.table().insert(request.uid.as_str().into(), sandbox);
     }
 
     /// The plugin has its word: processes may follow.
@@ -87,6 +98,7 @@ mod tests {
     use super::*;
     use crate::config::Find;
     use crate::finder::{FindError, Finder};
+    use podveil_cni::wire::About;
 
     /// As a way to find pods that finds none, and a sandbox that is handed over.
     #[tokio::test]
@@ -96,9 +108,17 @@ mod tests {
         let uid = Uid::from("u");
         let netns = || Arc::new(NetNs::current().unwrap());
         let address = ["10.0.0.1".parse().unwrap()];
+        let request = |sandbox: &str, addresses: &[IpAddr]| Request {
+            about: About::Start,
+            namespace: "shop".into(),
+            pod: "web".into(),
+            uid: "u".into(),
+            sandbox: sandbox.into(),
+            addresses: addresses.to_vec(),
+        };
         let missing = async || matches!(finder.find(&uid).await, Err(FindError::Missing { .. }));
         assert!(missing().await);
-        finder.given.starts(&uid, "first", netns(), &address);
+        finder.given.starts(&request("first", &address), netns());
         // Its plugin waits: not to be forgotten yet.
         finder.given.forget(&uid);
         let found = finder.find(&uid).await.unwrap();
@@ -106,12 +126,13 @@ mod tests {
         finder.given.has_started(&uid, "first");
         assert_eq!(finder.find(&uid).await.unwrap().by, By::Cni);
         let second = netns();
-        finder.given.starts(&uid, "second", second.clone(), &[]);
+        finder.given.starts(&request("second", &[]), second.clone());
         // Late words about the one before change nothing.
         finder.given.has_started(&uid, "first");
         finder.given.ends(&uid, "first");
         let now = finder.given.of(&uid).unwrap();
         assert!(now.starts && Arc::ptr_eq(&now.netns, &second));
+        assert!(now.is_of("shop", "web") && !now.is_of("shop", "other"));
         finder.given.ends(&uid, "second");
         assert!(missing().await);
     }
