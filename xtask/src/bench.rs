@@ -5,6 +5,7 @@
 //! is that of the clients, the servers and the proxies together, kernel work on their behalf included. What the kernel
 //! does in interrupts for nobody in particular is not in it.
 
+mod capture;
 mod cost;
 mod enrolment;
 mod load;
@@ -38,6 +39,8 @@ pub struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Other {
+    /// What the way into the proxy costs: no capture, eBPF, nftables and iptables, both directions. Needs root.
+    Capture(capture::Arguments),
     /// On real Kubernetes: from a new pod's address being known to its first encrypted connection.
     Enrolment(enrolment::Arguments),
     /// A large cluster: the controller and a node program on a real API server, 1,000 nodes connected. Needs root and Go.
@@ -55,6 +58,7 @@ struct Path {
 /// If something cannot be measured here.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     match &arguments.other {
+        Some(Other::Capture(arguments)) => return capture::run(arguments),
         Some(Other::Enrolment(arguments)) => return enrolment::run(arguments),
         Some(Other::Scale(arguments)) => return scale::run(arguments),
         None => {}
@@ -218,9 +222,7 @@ impl Rows {
         for (name, columns) in &self.rows {
             print!("| {name} |");
             for samples in columns {
-                let mut samples = samples.clone();
-                samples.sort_by(f64::total_cmp);
-                match samples.get(samples.len() / 2) {
+                match median(samples.clone()) {
                     Some(median) => print!(" {median:.1} |"),
                     None => print!(" - |"),
                 }
@@ -228,4 +230,9 @@ impl Rows {
             println!();
         }
     }
+}
+
+fn median(mut samples: Vec<f64>) -> Option<f64> {
+    samples.sort_by(f64::total_cmp);
+    samples.get(samples.len() / 2).copied()
 }
