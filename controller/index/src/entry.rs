@@ -147,7 +147,9 @@ impl Entry {
         let mut enrolment = match (&last, restored) {
             (Some(last), _) => last.enrolment.clone(),
             (None, Some(saved)) => Enrolment::restored(saved.stage, saved.resource_version),
-            (None, None) => Enrolment::new(deciding),
+            // Not by the pod's own version: replicas that see it for the first time at different moments, as after a power
+            // cut, must begin alike, or the one that nobody follows waits for ever for its newer epoch to be in use.
+            (None, None) => Enrolment::new(newest(0, namespace.decided)),
         };
         let not_wanted = match cluster.enrolment(pod, &namespace, namespace_settings.rules) {
             Err(rule) => Some(NotWanted::Rule(rule)),

@@ -562,6 +562,22 @@ fn without_saved_state_the_epochs_in_use_are_gone_on_with() {
 }
 
 #[test]
+fn replicas_that_first_see_a_pod_at_different_versions_begin_alike() {
+    let begun = |version: u64| {
+        let mut world = World::new();
+        world.apply_with(LABELLED, |cluster| {
+            for pod in &mut cluster.pods {
+                let pod = Arc::make_mut(pod);
+                (pod.version, pod.decided) = (version, version);
+            }
+        });
+        assert_eq!(world.stage("web"), Stage::Wanted);
+        world.workload("web").epoch
+    };
+    assert_eq!(begun(687), begun(778));
+}
+
+#[test]
 fn what_is_under_way_at_its_node_goes_on_where_it_would_not_be_begun_with() {
     let ending = LABELLED.replace("addresses", "phase: Terminating, addresses");
     let mut world = World::after_reports();

@@ -8,6 +8,8 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// In each line that a proxy writes of a connection.
+const ACCESS: &str = "\"scope\":\"access\"";
 pub const NAMESPACE: &str = "podveil-system";
 pub const LABEL: &str = "io.cilium/mtls-enabled";
 /// The port of the application in each pod that [`pod`] describes.
@@ -119,7 +121,8 @@ impl<'a> Podveil<'a> {
         }
     }
 
-    /// The pods of our own namespace and the last lines of each program, for a report of what went wrong.
+    /// The pods of our own namespace and the last lines of each program, connections' lines apart, for a report of what went
+    /// wrong.
     pub fn diagnosis(&self) -> String {
         let ask = |arguments: &[&str]| {
             self.cluster
@@ -128,13 +131,17 @@ impl<'a> Podveil<'a> {
         };
         let mut text = ask(&["get", "pods", "--output=wide"]);
         for program in ["ca", "controller", "node"] {
-            text.push_str(&ask(&[
+            let logs = ask(&[
                 "logs",
                 &format!("--selector=app.kubernetes.io/component=podveil-{program}"),
                 "--all-containers",
                 "--prefix",
-                "--tail=4",
-            ]));
+                "--tail=100",
+            ]);
+            for line in logs.lines().filter(|line| !line.contains(ACCESS)) {
+                text.push_str(line);
+                text.push('\n');
+            }
         }
         text
     }
