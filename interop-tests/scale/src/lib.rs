@@ -26,6 +26,6 @@ mod size;
 mod subscriber;
 
 pub use api::{Api, load};
-pub use figures::{Figures, Latencies};
+pub use figures::{Figures, Latencies, Restart};
 pub use measure::{Bed, measure};
 pub use size::Size;

@@ -26,6 +26,9 @@ struct Arguments {
     /// Seconds for which requests are counted while nothing changes.
     #[arg(long, default_value_t = Size::FULL.rest.as_secs())]
     rest: u64,
+    /// Leave out that the controller is killed and all nodes come back at once: they share the machine's processors here.
+    #[arg(long)]
+    without_restart: bool,
 }
 
 #[tokio::main]
@@ -35,6 +38,7 @@ async fn main() -> anyhow::Result<()> {
         subscribers: arguments.subscribers.clamp(1, Size::FULL.nodes),
         changes: arguments.changes.max(1),
         rest: Duration::from_secs(arguments.rest.max(1)),
+        restart: !arguments.without_restart,
         ..Size::FULL
     };
     let (_server, kubeconfig) = match arguments.kubeconfig {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::api::PodRef;
 use crate::arrivals::Arrivals;
+use crate::figures::Restart;
 use crate::process::{Memory, processor_seconds};
 use crate::programs::{Programs, http_get};
 use crate::{Api, Figures, Latencies, Size, objects, subscriber};
@@ -125,14 +126,24 @@ pub async fn measure(bed: Bed<'_>) -> anyhow::Result<Figures> {
     say("a node program starts");
     let node = node(&programs, &size).await?;
 
-    say("the controller is killed and started again");
-    arrivals.forget();
-    controller.kill();
-    let began = Instant::now();
-    controller = programs.start_controller(&kubeconfig)?;
-    let answers = arrivals.full_at(size.subscribers, LONG_PATIENCE).await?;
-    let all_answered_again = last(answers.iter().map(|(at, _)| *at))? - began;
-    tokio::time::sleep(size.settle).await;
+    let restart = match size.restart {
+        true => {
+            say("the controller is killed and started again");
+            arrivals.forget();
+            controller.kill();
+            let began = Instant::now();
+            controller = programs.start_controller(&kubeconfig)?;
+            let answers = arrivals.full_at(size.subscribers, LONG_PATIENCE).await?;
+            let all_answered = last(answers.iter().map(|(at, _)| *at))? - began;
+            tokio::time::sleep(size.settle).await;
+            Some(Restart {
+                all_answered,
+                sent_again: answers.iter().map(|(_, resources)| resources).sum(),
+                controller: Memory::of(controller.pid())?,
+            })
+        }
+        false => None,
+    };
     controller.check_running()?;
     Ok(Figures {
         first_answer,
@@ -147,10 +158,8 @@ pub async fn measure(bed: Bed<'_>) -> anyhow::Result<Figures> {
         processor_per_change: Duration::from_secs_f64((processor / count).max(0.0)),
         last_node: Latencies::new(changes.last),
         middle_node: Latencies::new(changes.middle),
-        all_answered_again,
-        sent_again: answers.iter().map(|(_, resources)| resources).sum(),
-        again: Memory::of(controller.pid())?,
         node,
+        restart,
     })
 }
 

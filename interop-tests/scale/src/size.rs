@@ -23,6 +23,8 @@ pub struct Size {
     pub rest: Duration,
     /// How long what was freed may take to go back to the system, before memory is read.
     pub settle: Duration,
+    /// Whether the controller is killed and started again at the end.
+    pub restart: bool,
 }
 
 impl Size {
@@ -37,6 +39,7 @@ impl Size {
         rest: Duration::from_secs(60),
         // The allocators' own rules say ten.
         settle: Duration::from_secs(12),
+        restart: true,
     };
 
     /// The same in small, for a test.
@@ -49,6 +52,7 @@ impl Size {
         changes: 30,
         rest: Duration::from_secs(5),
         settle: Duration::from_secs(1),
+        restart: true,
     };
 
     pub fn pods(&self) -> usize {
