@@ -116,18 +116,6 @@ impl Node {
     /// # Errors
     /// If it does not become ready.
     pub fn start_containerd(&self) -> anyhow::Result<()> {
-        let started = self.run_containerd()?;
-        *self.runtime() = Some(started);
-        Ok(())
-    }
-
-    fn runtime(&self) -> MutexGuard<'_, Option<Program>> {
-        self.containerd
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn run_containerd(&self) -> anyhow::Result<Program> {
         let containerd = tools::path(Tool::Containerd)?;
         let shim = tools::path(Tool::ContainerdShim)?;
         let own = shim.parent().map(text).unwrap_or_default();
@@ -142,7 +130,14 @@ impl Node {
             containerd.check_running()?;
             self.machine.run(&[&ctr, "--connect-timeout=1s", "version"])
         })?;
-        Ok(containerd)
+        *self.runtime() = Some(containerd);
+        Ok(())
+    }
+
+    fn runtime(&self) -> MutexGuard<'_, Option<Program>> {
+        self.containerd
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a docker or OCI archive into containerd, for pods.

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::api::PodRef;
 use crate::arrivals::Arrivals;
-use crate::figures::Restart;
 use crate::process::{Memory, processor_seconds};
 use crate::programs::{Programs, http_get};
-use crate::{Api, Figures, Latencies, Size, objects, subscriber};
+use crate::{Api, Figures, Latencies, Restart, Size, objects, subscriber};
 use anyhow::{Context, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 use kube::api::{

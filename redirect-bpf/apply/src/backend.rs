@@ -8,8 +8,9 @@ use std::future::Future;
 use std::io;
 use std::sync::Arc;
 
-/// One way to bring a pod's connections to the proxy. Every call is idempotent; what stands in the namespace is found
-/// there, not remembered, so that a restarted process goes on where the last one stopped.
+/// One way to bring a pod's connections to the proxy. Every call is idempotent; what stands can be found again in the
+/// namespace or in the kernel's tables, and is remembered only to save asking, so that a restarted process goes on where
+/// the last one stopped.
 pub trait Backend: Send + Sync + 'static {
     /// Makes the namespace hold exactly this. Acts on new connections only: those already open live on, and those that
     /// were open past the proxy when capture began are the answer.
