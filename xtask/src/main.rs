@@ -14,7 +14,7 @@ mod test;
 use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
-use std::process::Command as Process;
+use std::process::{Command as Process, ExitCode};
 
 #[derive(Parser)]
 #[command(
@@ -56,7 +56,19 @@ enum Command {
     },
 }
 
-fn main() -> anyhow::Result<()> {
+/// The error's message and no backtrace, whatever the environment asks of panics: where a command failed says nothing that its
+/// message does not, and it would stand below the message.
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Cluster(action) => cluster::run(&action),

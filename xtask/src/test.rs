@@ -2,13 +2,15 @@
 //! Tests by what they need: nothing, or root and network namespaces, or real Kubernetes on this machine too; and those that
 //! are too long for every change.
 
+mod failures;
 mod marked;
 
 use crate::{image, workspace};
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
+use std::io::BufReader;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 #[derive(Clone, Copy, Eq, PartialEq, ValueEnum)]
 pub enum Which {
@@ -28,7 +30,11 @@ pub fn run(which: Which, filter: Option<&str>) -> anyhow::Result<()> {
     // By itself, with cargo's own progress: it takes minutes, and what runs below is quiet until something fails.
     cargo(&["test", "--workspace", "--no-run"], None, &[])?;
     if which != Which::Netns {
-        cargo(&["test", "--workspace", "--quiet"], filter, &[])?;
+        cargo(
+            &["test", "--workspace", "--quiet", "--no-fail-fast"],
+            filter,
+            &[],
+        )?;
     }
     if which != Which::Unit {
         privileged(filter, which == Which::Everything)?;
@@ -61,6 +67,8 @@ fn privileged(filter: Option<&str>, everything: bool) -> anyhow::Result<()> {
             "test",
             "--workspace",
             "--quiet",
+            // One run tells of everything that is broken.
+            "--no-fail-fast",
             "--lib",
             "--bins",
             "--tests",
@@ -108,9 +116,17 @@ fn cargo(arguments: &[&str], filter: Option<&str>, test_arguments: &[&str]) -> a
     if !test_arguments.is_empty() {
         command.arg("--").args(test_arguments);
     }
-    let status = command
-        .status()
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
         .with_context(|| format!("starting {command:?}"))?;
+    let output = child.stdout.take().expect("was piped");
+    let failures = failures::forward(BufReader::new(output), std::io::stdout())
+        .context("passing the output of the tests on")?;
+    let status = child.wait().context("waiting for cargo")?;
+    for failure in failures {
+        eprintln!("{failure}");
+    }
     if !status.success() {
         bail!("{command:?} failed ({status})");
     }
