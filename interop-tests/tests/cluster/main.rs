@@ -81,7 +81,7 @@ fn said(failed: &mut Vec<String>, promise: &str, outcome: anyhow::Result<String>
         Ok(seen) => println!("holds: {promise}: {seen}"),
         Err(error) => {
             println!("does NOT hold: {promise}: {error:#}");
-            failed.push(promise.to_owned());
+            failed.push(format!("{promise}: {error:#}"));
         }
     }
 }

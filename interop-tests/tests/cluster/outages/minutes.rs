@@ -78,7 +78,7 @@ fn parts_that_are_away_for_minutes_take_no_connection_with_them() -> anyhow::Res
                 Ok(seen) => println!("holds: {what}: {seen}"),
                 Err(error) => {
                     println!("does NOT hold: {what}: {error:#}\n{}", bed.diagnosis());
-                    failed.push(what);
+                    failed.push(format!("{what}: {error:#}"));
                     bed.wait_until_whole()
                         .context("it does not come back by itself")?;
                 }

@@ -6,8 +6,9 @@ use anyhow::{Context, ensure};
 use podveil_interop_tests::tcp;
 use podveil_netns::NetNs;
 use podveil_sim::eventually;
+use socket2::SockRef;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -23,6 +24,13 @@ const SOME: usize = 20;
 pub struct Prober {
     seen: Arc<Mutex<Vec<Tried>>>,
     stop: Arc<AtomicBool>,
+    worker: JoinHandle<()>,
+    server: Server,
+}
+
+/// Serves one connection after the other.
+struct Server {
+    listener: TcpListener,
     worker: JoinHandle<()>,
 }
 
@@ -45,7 +53,7 @@ impl Prober {
     pub fn start(bed: &Bed) -> anyhow::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::new(Mutex::new(Vec::new()));
-        serve(&bed.far, stop.clone())?;
+        let server = Server::start(&bed.far, stop.clone())?;
         let (netns, to) = (bed.client.netns.clone(), bed.far.v4(PORT));
         let (stopped, tries) = (stop.clone(), seen.clone());
         let worker = std::thread::spawn(move || {
@@ -63,7 +71,12 @@ impl Prober {
                     .push(tried);
             }
         });
-        let prober = Self { seen, stop, worker };
+        let prober = Self {
+            seen,
+            stop,
+            worker,
+            server,
+        };
         prober.wait_for(Instant::now(), SOME)?;
         Ok(prober)
     }
@@ -75,6 +88,7 @@ impl Prober {
         self.worker
             .join()
             .map_err(|_| anyhow::anyhow!("the prober panicked"))?;
+        self.server.end()?;
         waited?;
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let failed: Vec<&String> = seen
@@ -123,17 +137,26 @@ fn once(netns: &NetNs, to: SocketAddr) -> anyhow::Result<()> {
     tcp::receive(&stream, BYTES)
 }
 
-/// Ends some time after `stop`, with the test at the latest.
-fn serve(side: &Side, stop: Arc<AtomicBool>) -> anyhow::Result<()> {
-    let listener = tcp::listen(&side.netns, PORT)?;
-    std::thread::spawn(move || {
-        while !stop.load(Ordering::Relaxed) {
-            let Ok(stream) = tcp::accept(&listener) else {
-                continue;
-            };
-            // One that ends early has been cut off: the client counts it.
-            let _cut_off = tcp::receive(&stream, BYTES).and_then(|()| tcp::send(&stream, BYTES));
-        }
-    });
-    Ok(())
+impl Server {
+    fn start(side: &Side, stop: Arc<AtomicBool>) -> anyhow::Result<Self> {
+        let listener = tcp::listen(&side.netns, PORT)?;
+        let accepting = listener.try_clone()?;
+        let worker = std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                let Ok(stream) = tcp::accept(&accepting) else {
+                    continue;
+                };
+                // One that ends early has been cut off: the client counts it.
+                let _cut_off =
+                    tcp::receive(&stream, BYTES).and_then(|()| tcp::send(&stream, BYTES));
+            }
+        });
+        Ok(Self { listener, worker })
+    }
+
+    /// After `stop`. The port is free then.
+    fn end(self) -> anyhow::Result<()> {
+        SockRef::from(&self.listener).shutdown(Shutdown::Both)?;
+        (self.worker.join()).map_err(|_| anyhow::anyhow!("the server panicked"))
+    }
 }
