@@ -48,6 +48,11 @@ impl Stage {
         )
     }
 
+    /// Does it end when every node has it in use?
+    pub fn waits_for_nodes(self) -> bool {
+        matches!(self, Self::Announced | Self::Draining)
+    }
+
     /// May its node hold a certificate for it? Draining workloads still carry connections.
     pub fn wants_certificate(self) -> bool {
         self != Self::None

@@ -13,7 +13,7 @@ use podveil_model::{Epoch, Stage, Uid};
 use podveil_proto::podveil::node::v1 as wire;
 use podveil_reports::{Controllers, Replicas, Source, wire_epoch, wire_stage};
 use podveil_xds_client::{Client, Config, NodeInfo, ResourceType, Update};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -97,6 +97,7 @@ async fn follow(
     state: watch::Sender<Arc<State>>,
 ) {
     let mut own = BTreeMap::new();
+    let mut waiting = BTreeSet::new();
     // Of this stream; the client says that it has lost one before it opens the next.
     let mut is_first = true;
     loop {
@@ -118,12 +119,18 @@ async fn follow(
             match update {
                 Update::Workload(workload) => {
                     arrivals.workload(&workload);
+                    match workload.stage.waits_for_nodes() {
+                        true => waiting.insert(workload.uid.clone()),
+                        false => waiting.remove(&workload.uid),
+                    };
                     if workload.node.as_str() == node {
                         own.insert(workload.uid.clone(), (workload.stage, workload.epoch));
                     }
                 }
                 Update::AddressRemoved(name) => {
-                    own.remove(&Uid(name));
+                    let uid = Uid(name);
+                    own.remove(&uid);
+                    waiting.remove(&uid);
                 }
                 _ => {}
             }
@@ -136,6 +143,7 @@ async fn follow(
             state.send_replace(Arc::new(State {
                 version,
                 own: own.clone(),
+                waits_for_nodes: !waiting.is_empty(),
             }));
         }
     }
@@ -146,6 +154,8 @@ async fn follow(
 struct State {
     version: Arc<str>,
     own: BTreeMap<Uid, (Stage, Epoch)>,
+    /// A workload is at a stage that does.
+    waits_for_nodes: bool,
 }
 
 #[derive(Clone)]
@@ -177,6 +187,10 @@ impl Source for Reporter {
     /// There is one replica only, and it asks for nothing.
     fn holds(&self, _: &Uid, _: Epoch) -> bool {
         false
+    }
+
+    fn is_awaited(&self) -> bool {
+        self.state.borrow().waits_for_nodes
     }
 
     async fn changed(&mut self) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a module of the node program tells the controller: its whole state, to every replica, on each change and at
-//! least every 3 s.
+//! What a module of the node program tells the controller: its whole state, to every replica, on each change that somebody
+//! may wait for and at least every 3 s.
 //!
 //! A [`Source`] is the module's state; [`run`] keeps one stream to each of the [`Replicas`], whose addresses are looked up
 //! again and again. A stream that ends is opened again with a growing wait; nothing is queued meanwhile, since each

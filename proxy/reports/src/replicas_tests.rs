@@ -1,30 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 use super::*;
+use crate::stream::INTERVAL;
 use podveil_model::{Epoch, Uid};
 use podveil_proto::podveil::node::v1::reports_server::{Reports, ReportsServer};
 use podveil_proto::podveil::node::v1::{
     self as wire, Awaited, AwaitedWorkload, NodeReport, ReportReceived,
 };
+use std::time::Instant;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::{Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
 
-/// A state that is one epoch.
+/// A state that is one epoch, and whether the controller waits for it.
 #[derive(Clone)]
-struct State(watch::Receiver<u64>);
+struct State(watch::Receiver<(u64, bool)>);
 
 impl Source for State {
     fn report(&self) -> NodeReport {
         NodeReport {
-            applied_version: self.0.borrow().to_string(),
+            applied_version: self.0.borrow().0.to_string(),
             ..NodeReport::default()
         }
     }
 
     fn holds(&self, uid: &Uid, epoch: Epoch) -> bool {
-        *uid == Uid::from("u") && *self.0.borrow() >= epoch.resource_version
+        *uid == Uid::from("u") && self.0.borrow().0 >= epoch.resource_version
+    }
+
+    fn is_awaited(&self) -> bool {
+        self.0.borrow().1
     }
 
     async fn changed(&mut self) {
@@ -147,7 +153,7 @@ impl Replica {
 #[tokio::test]
 async fn every_replica_gets_every_state() {
     let (mut one, mut two) = (Replica::start().await, Replica::start().await);
-    let (state, seen) = watch::channel(1);
+    let (state, seen) = watch::channel((1, false));
     let controllers = Controllers::default();
     let mut count = controllers.connected.subscribe();
     let replicas = Replicas::Fixed(vec![one.channel.clone(), two.channel.clone()]);
@@ -157,7 +163,7 @@ async fn every_replica_gets_every_state() {
         replica.report(|report| report.applied_version == "1").await;
     }
     count.wait_for(|count| *count == 2).await.unwrap();
-    state.send_replace(2);
+    state.send_replace((2, true));
     for replica in [&mut one, &mut two] {
         replica.report(|report| report.applied_version == "2").await;
     }
@@ -169,7 +175,7 @@ async fn every_replica_gets_every_state() {
 #[tokio::test]
 async fn a_question_is_answered_when_the_state_is_there() {
     let mut replica = Replica::start().await;
-    let (state, seen) = watch::channel(1);
+    let (state, seen) = watch::channel((1, false));
     let stop = CancellationToken::new();
     let replicas = Replicas::Fixed(vec![replica.channel.clone()]);
     tokio::spawn(run(
@@ -183,11 +189,11 @@ async fn a_question_is_answered_when_the_state_is_there() {
     replica.ask(4, "u", 1).await;
     replica.report(|report| report.awaited == 4).await;
     replica.ask(5, "u", 2).await;
-    state.send_replace(2);
+    state.send_replace((2, false));
     replica.report(|report| report.awaited == 5).await;
     // What is not held is never said to be.
     replica.ask(6, "other", 1).await;
-    state.send_replace(3);
+    state.send_replace((3, true));
     replica
         .report(|report| report.applied_version == "3" && report.awaited == 5)
         .await;
@@ -195,9 +201,29 @@ async fn a_question_is_answered_when_the_state_is_there() {
 }
 
 #[tokio::test]
+async fn a_version_that_nobody_waits_for_goes_with_the_next_report() {
+    let mut replica = Replica::start().await;
+    let (state, seen) = watch::channel((1, false));
+    let stop = CancellationToken::new();
+    let replicas = Replicas::Fixed(vec![replica.channel.clone()]);
+    tokio::spawn(run(
+        replicas,
+        State(seen),
+        Controllers::default(),
+        stop.clone(),
+    ));
+    replica.report(|report| report.applied_version == "1").await;
+    let first = Instant::now();
+    state.send_replace((2, false));
+    replica.report(|report| report.applied_version == "2").await;
+    assert!(first.elapsed() > INTERVAL / 2, "{:?}", first.elapsed());
+    stop.cancel();
+}
+
+#[tokio::test]
 async fn an_uninstallation_is_known_until_it_is_taken_back() {
     let mut replica = Replica::start().await;
-    let (_state, seen) = watch::channel(1);
+    let (_state, seen) = watch::channel((1, false));
     let controllers = Controllers::default();
     let mut uninstalling = controllers.uninstalling.subscribe();
     let stop = CancellationToken::new();
@@ -248,7 +274,7 @@ impl Reports for Mute {
 #[tokio::test]
 async fn a_replica_that_answers_nothing_is_given_up() {
     let channel = serve(Mute).await;
-    let (_state, seen) = watch::channel(1);
+    let (_state, seen) = watch::channel((1, false));
     let (opened, mut open) = watch::channel(false);
     let task = tokio::spawn(async move {
         let opened = || {

@@ -10,7 +10,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 /// The controller takes a node for silent after 10 s.
-const INTERVAL: Duration = Duration::from_secs(3);
+pub(crate) const INTERVAL: Duration = Duration::from_secs(3);
 /// The controller answers each report; where that takes longer the stream is taken for dead.
 const ANSWER_BOUND: Duration = Duration::from_secs(10);
 /// Workloads in one question; more is not the protocol.
@@ -24,9 +24,26 @@ pub trait Source: Clone + Send + Sync + 'static {
     /// Is this workload in use here as of `epoch` or of a newer one?
     fn holds(&self, uid: &Uid, epoch: Epoch) -> bool;
 
+    /// Is a workload in use here [at a stage that waits for nodes](podveil_model::Stage::waits_for_nodes)? Then the
+    /// controller waits for `applied_version`, else nobody does.
+    fn is_awaited(&self) -> bool;
+
     /// Waits for something new to tell since the last call.
     /// CANCEL: nothing is missed.
     fn changed(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// A report without what is only counted: where nobody waits for it, it goes with the next one. Or each change of any pod
+/// would be followed by a report from every module of every node, while the controller still tells the others of it.
+fn news(report: &NodeReport) -> NodeReport {
+    let mut news = NodeReport {
+        applied_version: String::new(),
+        ..report.clone()
+    };
+    for workload in &mut news.workloads {
+        workload.connections_captured = 0;
+    }
+    news
 }
 
 /// A question of the replica's and how far it is answered.
@@ -89,17 +106,19 @@ async fn conversation(
 ) -> Status {
     let (reports, outgoing) = mpsc::channel(1);
     let mut question = Question::default();
-    let mut next = |source: &_, answered| {
+    let mut next = |report, answered| {
         *sequence += 1;
         NodeReport {
             sequence: *sequence,
             awaited: answered,
             uninstalling: Some(*uninstalling.borrow()),
-            ..Source::report(source)
+            ..report
         }
     };
+    let first = source.report();
+    let mut told = news(&first);
     // Before the answer's headers are waited for: the controller wants it first.
-    if reports.try_send(next(source, 0)).is_err() {
+    if reports.try_send(next(first, 0)).is_err() {
         return Status::internal("the report stream was closed before it began");
     }
     let mut client = ReportsClient::new(channel);
@@ -116,7 +135,10 @@ async fn conversation(
     loop {
         tokio::select! {
             () = source.changed() => {
-                question.look(source);
+                let waits = question.look(source) || source.is_awaited();
+                if !waits && news(&source.report()) == told {
+                    continue;
+                }
             }
             () = tokio::time::sleep_until(dead_at) => {
                 return Status::deadline_exceeded("the controller does not answer");
@@ -129,21 +151,23 @@ async fn conversation(
                     Ok(None) => return Status::unavailable("the controller ended the stream"),
                     Err(status) => return status,
                 };
-                let ReportReceived { awaited, uninstalling: told, .. } = answer;
+                let ReportReceived { awaited, uninstalling: is_uninstalling, .. } = answer;
                 if let Some(Err(refused)) = awaited.map(|awaited| question.ask(awaited)) {
                     return refused;
                 }
                 // A replica that does not know it yet says nothing.
-                let news = told.is_some_and(|told| {
-                    uninstalling.send_if_modified(|held| std::mem::replace(held, told) != told)
+                let is_news = is_uninstalling.is_some_and(|now| {
+                    uninstalling.send_if_modified(|held| std::mem::replace(held, now) != now)
                 });
-                if !question.look(source) && !news {
+                if !question.look(source) && !is_news {
                     continue;
                 }
             }
         }
         due = Instant::now() + INTERVAL;
-        let report = next(source, question.answered);
+        let report = source.report();
+        told = news(&report);
+        let report = next(report, question.answered);
         match tokio::time::timeout(ANSWER_BOUND, reports.send(report)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Status::unavailable("the stream was closed"),

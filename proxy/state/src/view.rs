@@ -34,6 +34,8 @@ pub struct View {
     negatives: Arc<Bounded<IpAddr, ()>>,
     /// Addresses by the node's word, for as long as the control plane has none of the workload.
     locals: Arc<Bounded<Uid, Vec<IpAddr>>>,
+    /// How many of `workloads` are at a stage that waits for nodes.
+    waiting: usize,
     synced: bool,
 }
 
@@ -119,6 +121,7 @@ impl View {
             Arc::make_mut(&mut self.host_ports)
                 .insert((workload.node.clone(), *port), workload.clone());
         }
+        self.waiting += usize::from(workload.stage.waits_for_nodes());
         Arc::make_mut(&mut self.workloads).insert(workload.uid.clone(), workload);
         insert
     }
@@ -296,6 +299,11 @@ impl View {
         self.workloads.values()
     }
 
+    /// Is a workload at a stage that waits for nodes?
+    pub fn waits_for_nodes(&self) -> bool {
+        self.waiting > 0
+    }
+
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.services.values()
     }
@@ -311,6 +319,7 @@ impl View {
             return;
         };
         Arc::make_mut(&mut self.workloads).remove(uid);
+        self.waiting -= usize::from(workload.stage.waits_for_nodes());
         let addresses = Arc::make_mut(&mut self.addresses);
         for ip in &workload.addresses {
             if let Some(at) = addresses.get_mut(ip) {

@@ -13,7 +13,14 @@ use tokio::sync::watch;
 
 /// Where each workload stands in the configuration that every fence here has in use.
 #[derive(Clone, Debug, Default)]
-pub struct InUse(Arc<RwLock<HashMap<Uid, (Stage, Epoch)>>>);
+pub struct InUse(Arc<RwLock<Table>>);
+
+#[derive(Debug, Default)]
+struct Table {
+    workloads: HashMap<Uid, (Stage, Epoch)>,
+    /// How many of them are at a stage that waits for nodes.
+    waiting: usize,
+}
 
 /// A workload as it is from now on; `None`: it is gone.
 pub type Change = (Uid, Option<(Stage, Epoch)>);
@@ -21,17 +28,29 @@ pub type Change = (Uid, Option<(Stage, Epoch)>);
 impl InUse {
     pub fn change(&self, changes: Vec<Change>) {
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let waits =
+            |state: Option<(Stage, Epoch)>| state.is_some_and(|(stage, _)| stage.waits_for_nodes());
         for (uid, state) in changes {
-            match state {
-                Some(state) => table.insert(uid, state),
-                None => table.remove(&uid),
+            let before = match state {
+                Some(state) => table.workloads.insert(uid, state),
+                None => table.workloads.remove(&uid),
             };
+            table.waiting += usize::from(waits(state));
+            table.waiting -= usize::from(waits(before));
         }
+    }
+
+    fn waits_for_nodes(&self) -> bool {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .waiting
+            > 0
     }
 
     fn of(&self, uid: &Uid) -> Option<(Stage, Epoch)> {
         let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        table.get(uid).copied()
+        table.workloads.get(uid).copied()
     }
 }
 
@@ -63,6 +82,10 @@ impl Source for Reporter {
 
     fn holds(&self, uid: &Uid, epoch: Epoch) -> bool {
         self.in_use.of(uid).is_some_and(|(_, held)| held >= epoch)
+    }
+
+    fn is_awaited(&self) -> bool {
+        self.in_use.waits_for_nodes()
     }
 
     async fn changed(&mut self) {

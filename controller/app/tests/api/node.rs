@@ -216,6 +216,10 @@ impl Source for Reporter {
         view.by_uid(uid).is_some_and(|held| held.epoch >= epoch)
     }
 
+    fn is_awaited(&self) -> bool {
+        self.state.view().waits_for_nodes()
+    }
+
     async fn changed(&mut self) {
         tokio::select! {
             Ok(()) = self.changed.changed() => {}
