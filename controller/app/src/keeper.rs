@@ -166,6 +166,6 @@ impl Keeper {
         if let Some(saved) = index.take_unsaved() {
             self.saved.send_replace(saved);
         }
-        index.next_wakeup(now())
+        index.next_wakeup()
     }
 }

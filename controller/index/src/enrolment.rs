@@ -80,7 +80,7 @@ impl Enrolment {
 
     /// Waits until every node has its stage in use?
     pub(crate) fn awaits_all(&self) -> bool {
-        matches!(self.stage, Stage::Announced | Stage::Draining)
+        self.stage.waits_for_nodes()
     }
 
     /// The deciding object has changed.

@@ -10,6 +10,7 @@ use crate::{Module, NotBegun, Report, Saved, SavedWorkload, Snapshot};
 use podveil_identity::KubernetesName;
 use podveil_model::{Epoch, MeshConfig, Stage, Uid, Workload};
 use podveil_source::{Cluster, Namespace};
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
@@ -166,7 +167,8 @@ impl Index {
         if self.published == 0 && self.waits_for_reports(now) {
             return None;
         }
-        let applied_by_all = self.nodes.applied_by_all(now);
+        let nodes = &self.nodes;
+        let applied_by_all = LazyCell::new(|| nodes.applied_by_all(now));
         let mut at_rest = Vec::new();
         for uid in &self.moving {
             let Some(entry) = self.entries.get_mut(uid) else {
@@ -177,11 +179,9 @@ impl Index {
                 wanted: entry.wanted(),
                 ready: Module::ALL
                     .iter()
-                    .all(|module| status::not_ready(entry, &self.nodes, *module).is_none()),
-                applied: entry
-                    .enrolment
-                    .since()
-                    .is_some_and(|since| applied_by_all >= since),
+                    .all(|module| status::not_ready(entry, nodes, *module).is_none()),
+                applied: entry.enrolment.awaits_all()
+                    && (entry.enrolment.since()).is_some_and(|since| *applied_by_all >= since),
             };
             if entry.enrolment.step(facts) {
                 entry.show_stage();
@@ -252,11 +252,11 @@ impl Index {
     }
 
     /// When to poll again although nothing was told: a program may have fallen silent that others wait for.
-    pub fn next_wakeup(&self, now: Instant) -> Option<Instant> {
+    pub fn next_wakeup(&self) -> Option<Instant> {
         if self.moving.is_empty() && self.published > 0 {
             return None;
         }
-        self.nodes.next_silence(now)
+        self.nodes.next_silence()
     }
 
     /// What an uninstallation still waits for.

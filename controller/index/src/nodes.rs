@@ -70,6 +70,8 @@ pub(crate) struct Nodes {
     /// Where a pod of our programs is, as the cluster says.
     pub running: BTreeSet<KubernetesName>,
     programs: BTreeMap<(KubernetesName, Module), Program>,
+    /// Until then nobody turns silent: so that a report costs nothing for all the others. `None`: nobody is heard.
+    next_silence: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -102,6 +104,7 @@ impl Nodes {
                 self.program(now, node, module);
             }
         }
+        self.next_silence = Some(now);
         self.forget(now);
     }
 
@@ -114,6 +117,8 @@ impl Nodes {
     pub(crate) fn disconnected(&mut self, now: Instant, node: &KubernetesName, module: Module) {
         let program = self.program(now, node, module);
         program.streams = program.streams.saturating_sub(1);
+        // It may be silent already, and unexpected.
+        self.next_silence = Some(now);
     }
 
     pub(crate) fn report(
@@ -153,29 +158,38 @@ impl Nodes {
         self.programs.get(&(node.clone(), module))?.report.as_ref()
     }
 
-    /// When the next program turns silent unless it is heard again.
-    pub(crate) fn next_silence(&self, now: Instant) -> Option<Instant> {
-        // One more: a program is silent after the bound, not at it.
-        self.heard(now)
-            .map(|(_, program)| program.heard + SILENCE + Duration::from_millis(1))
-            .min()
+    /// Until when no program turns silent.
+    pub(crate) fn next_silence(&self) -> Option<Instant> {
+        self.next_silence
     }
 
     /// Programs of nodes that the cluster no longer has, once they have gone.
     pub(crate) fn forget(&mut self, now: Instant) {
+        if self.next_silence.is_some_and(|at| now < at) {
+            return;
+        }
         let expected = &self.expected;
         self.programs.retain(|(node, _), program| {
             expected.contains(node) || program.streams > 0 || !program.is_silent(now)
         });
+        self.next_silence = self.heard(now).map(|(_, one)| silence_of(one)).min();
     }
 
     fn program(&mut self, now: Instant, node: &KubernetesName, module: Module) -> &mut Program {
-        self.programs
+        let program = self
+            .programs
             .entry((node.clone(), module))
             .or_insert(Program {
                 streams: 0,
                 heard: now,
                 report: None,
-            })
+            });
+        self.next_silence.get_or_insert(silence_of(program));
+        program
     }
+}
+
+/// One more: a program is silent after the bound, not at it.
+fn silence_of(program: &Program) -> Instant {
+    program.heard + SILENCE + Duration::from_millis(1)
 }
