@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::NetNs;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload, NetlinkSerializable,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_sys::{Socket, SocketAddr};
 use std::fmt::Debug;
@@ -13,6 +13,8 @@ use std::marker::PhantomData;
 const DO_NOT_WAIT: i32 = nix::libc::MSG_DONTWAIT;
 /// The kernel fills no more than this at once.
 const ANSWER_BYTES: usize = 32 * 1024;
+/// A list that changes under its reader is asked for again, so often.
+const LISTS: usize = 8;
 
 /// A way to ask the kernel about one network namespace (netlink(7)), in messages `M`.
 #[derive(Debug)]
@@ -57,17 +59,26 @@ where
     /// # Errors
     /// What the kernel says to it; `InvalidData` for an answer of another shape.
     pub fn get(&self, question: M) -> io::Result<M> {
-        let mut answers = self.ask(question, NLM_F_ACK)?;
+        let mut answers = self.ask(question, NLM_F_ACK)?.messages;
         answers.pop().ok_or(io::ErrorKind::InvalidData.into())
     }
 
     /// # Errors
-    /// As [`Netlink::get`].
-    pub fn list(&self, question: M) -> io::Result<Vec<M>> {
-        self.ask(question, NLM_F_DUMP)
+    /// As [`Netlink::get`]; `Interrupted` if it has changed each time while it was read.
+    pub fn list(&self, question: M) -> io::Result<Vec<M>>
+    where
+        M: Clone,
+    {
+        for _ in 0..LISTS {
+            let answers = self.ask(question.clone(), NLM_F_DUMP)?;
+            if !answers.are_inconsistent {
+                return Ok(answers.messages);
+            }
+        }
+        Err(io::ErrorKind::Interrupted.into())
     }
 
-    fn ask(&self, request: M, flags: u16) -> io::Result<Vec<M>> {
+    fn ask(&self, request: M, flags: u16) -> io::Result<Answers<M>> {
         let payload = NetlinkPayload::InnerMessage(request);
         let mut request = NetlinkMessage::new(NetlinkHeader::default(), payload);
         request.header.flags = NLM_F_REQUEST | flags;
@@ -76,7 +87,7 @@ where
         request.serialize(&mut bytes);
         let kernel = SocketAddr::new(0, 0);
         self.socket.send_to(&bytes, &kernel, DO_NOT_WAIT)?;
-        let mut answers = Vec::new();
+        let mut answers = Answers::default();
         let mut bytes = Vec::with_capacity(ANSWER_BYTES);
         loop {
             bytes.clear();
@@ -88,13 +99,29 @@ where
     }
 }
 
+#[derive(Debug)]
+struct Answers<M> {
+    messages: Vec<M>,
+    /// What was listed has changed meanwhile: something may be missing.
+    are_inconsistent: bool,
+}
+
+impl<M> Default for Answers<M> {
+    fn default() -> Self {
+        Self {
+            messages: Vec::new(),
+            are_inconsistent: false,
+        }
+    }
+}
+
 #[derive(Debug, Eq, PartialEq)]
 enum Part {
     Last,
     More,
 }
 
-fn read<M>(mut bytes: &[u8], answers: &mut Vec<M>) -> io::Result<Part>
+fn read<M>(mut bytes: &[u8], answers: &mut Answers<M>) -> io::Result<Part>
 where
     M: NetlinkDeserializable + Debug,
 {
@@ -102,8 +129,9 @@ where
     while !bytes.is_empty() {
         let answer =
             NetlinkMessage::<M>::deserialize(bytes).map_err(|error| broken(error.to_string()))?;
+        answers.are_inconsistent |= answer.header.flags & NLM_F_DUMP_INTR != 0;
         match answer.payload {
-            NetlinkPayload::InnerMessage(message) => answers.push(message),
+            NetlinkPayload::InnerMessage(message) => answers.messages.push(message),
             NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
             NetlinkPayload::Done(done) if done.code < 0 => {
                 return Err(io::Error::from_raw_os_error(-done.code));
@@ -127,16 +155,16 @@ mod tests {
     use super::*;
     use netlink_packet_route::RouteNetlinkMessage;
 
-    type Answers = Vec<RouteNetlinkMessage>;
+    type Answers = super::Answers<RouteNetlinkMessage>;
 
     #[test]
     fn an_answer_of_another_shape_is_an_error() {
         for length in 1..16 {
             let short = vec![0xff; length];
-            assert!(read(&short, &mut Answers::new()).is_err(), "{length}");
+            assert!(read(&short, &mut Answers::default()).is_err(), "{length}");
         }
         let noop = [16, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        assert!(read(&noop, &mut Answers::new()).is_err());
+        assert!(read(&noop, &mut Answers::default()).is_err());
     }
 
     #[test]
@@ -144,10 +172,15 @@ mod tests {
         let mut done = [
             20u8, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
         ];
-        assert_eq!(read(&done, &mut Answers::new()).unwrap(), Part::Last);
+        let mut answers = Answers::default();
+        assert_eq!(read(&done, &mut answers).unwrap(), Part::Last);
+        assert!(!answers.are_inconsistent);
+        done[6] = 0x10;
+        assert_eq!(read(&done, &mut answers).unwrap(), Part::Last);
+        assert!(answers.are_inconsistent);
         done[16..].copy_from_slice(&(-nix::libc::ENOENT).to_ne_bytes());
-        let refused = read(&done, &mut Answers::new()).unwrap_err();
+        let refused = read(&done, &mut Answers::default()).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::NotFound);
-        assert_eq!(read(&[], &mut Answers::new()).unwrap(), Part::More);
+        assert_eq!(read(&[], &mut Answers::default()).unwrap(), Part::More);
     }
 }
