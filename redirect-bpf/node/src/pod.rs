@@ -60,6 +60,8 @@ pub struct Pod {
     repairs: u64,
     releasing_since: Option<Instant>,
     busy: bool,
+    /// Generation of the fence that it is being captured with: it stands a moment later, whatever has changed meanwhile.
+    applying: Option<u64>,
     failure: Option<(Obstacle, Arc<str>)>,
     missing_since: Option<Instant>,
     retry_at: Option<Instant>,
@@ -176,6 +178,7 @@ impl Pod {
             repairs: 0,
             releasing_since: None,
             busy: false,
+            applying: None,
             failure: None,
             missing_since: None,
             retry_at: None,
@@ -264,8 +267,11 @@ impl Pod {
         self.place == Place::Forgotten
     }
 
-    /// The generation of the fence in use; `None` where none is needed or none can be had.
+    /// The generation of the fence in use, or that will be in a moment; `None` where none is needed or none can be had.
     pub fn fence(&self) -> Option<u64> {
+        if self.applying.is_some() {
+            return self.applying;
+        }
         let stands = matches!(&self.standing, Standing::Exactly(capture) if capture.phase == Phase::Capturing);
         (stands && self.failure.is_none()).then_some(self.fence)
     }
@@ -297,6 +303,9 @@ impl Pod {
         match self.action(now, fence, release_bound) {
             Some(action) => {
                 self.busy = true;
+                let captures =
+                    matches!(&action, Action::Apply(capture) if capture.phase == Phase::Capturing);
+                self.applying = captures.then_some(fence);
                 Next::Do(action)
             }
             None if self.stands() => Next::At(self.check_at),
@@ -357,6 +366,7 @@ impl Pod {
 
     pub fn on(&mut self, now: Instant, event: Event) {
         self.busy = false;
+        self.applying = None;
         match event {
             Event::Failed { reason } => {
                 self.give_up_listening();

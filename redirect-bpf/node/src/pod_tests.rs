@@ -93,6 +93,27 @@ fn a_pod_is_captured_only_after_the_proxy_has_it() {
 }
 
 #[test]
+fn the_fence_of_a_capture_under_way_counts_as_one_in_use() {
+    let mut world = World::new();
+    world.pod.set_goal(Some(capture()), true);
+    world.does(Action::Find, Event::Found { stands: false });
+    world.does(Action::Listen, Event::Listening);
+    world.pod.set_acceptance(Acceptance::Taken);
+    assert_eq!(world.pod.fence(), None);
+    assert_eq!(world.next(), Next::Do(Action::Apply(capture())));
+    world.fence = 2;
+    assert_eq!(world.pod.fence(), Some(1));
+    let applied = Event::Applied {
+        capture: capture(),
+        fence: 1,
+    };
+    world.pod.on(world.now, applied);
+    assert_eq!(world.pod.fence(), Some(1));
+    world.does(Action::ChangeFence, Event::FenceChanged { fence: 2 });
+    assert_eq!(world.pod.fence(), Some(2));
+}
+
+#[test]
 fn a_captured_pod_is_ready_and_follows_the_fence() {
     let mut world = World::captured();
     assert_eq!(world.condition(), PodCondition::Ready);
