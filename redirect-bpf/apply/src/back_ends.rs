@@ -292,6 +292,10 @@ impl Backend for BackEnds {
         on!(self, netns, it => it.observe(netns, older))
     }
 
+    fn forget_gone(&self) -> Result<(), ApplyError> {
+        self.ebpf.as_ref().map_or(Ok(()), Backend::forget_gone)
+    }
+
     async fn remove(&self, netns: &NetNs) -> Result<(), ApplyError> {
         let cookie = netns.cookie()?;
         on!(self, netns, it => it.remove(netns))?;

@@ -48,6 +48,14 @@ pub trait Backend: Send + Sync + 'static {
         older: &mut BTreeSet<Connection>,
     ) -> impl Future<Output = Result<Observed, ApplyError>> + Send;
 
+    /// Drops what is kept outside of namespaces for those that have ended: a pod's namespace mostly ends before the pod, and
+    /// its address may soon be another one's. To be called now and then; costs little.
+    /// # Errors
+    /// [`ApplyError`].
+    fn forget_gone(&self) -> Result<(), ApplyError> {
+        Ok(())
+    }
+
     /// Takes everything away. Connections that the proxy still carries break: wait for [`Observed::captured`] to be 0
     /// where that matters.
     fn remove(&self, netns: &NetNs) -> impl Future<Output = Result<(), ApplyError>> + Send;

@@ -8,7 +8,7 @@ use crate::routes::{self, Family, Sources};
 use crate::sysctls::Sysctls;
 use fences::Fences;
 use podveil_bpf::layout::{Ip, Pod, PodAddress, PodConnection, PodListener, PodPort};
-use podveil_bpf::{Node, NodeError, Table, TableError, pidfd_open};
+use podveil_bpf::{Attached, Node, NodeError, Table, TableError, pidfd_open};
 use podveil_model::{INBOUND_PORT, OUTBOUND_PORT};
 use podveil_netns::cgroup::CgroupPath;
 use podveil_netns::{NetNs, process, sock_diag};
@@ -72,7 +72,7 @@ impl Ebpf {
             fences,
             sysctls,
         };
-        ebpf.forget_gone()?;
+        ebpf.forget_left()?;
         Ok(ebpf)
     }
 
@@ -83,12 +83,26 @@ impl Ebpf {
         Node::purge(folder)
     }
 
-    /// Drops what is kept for namespaces that do not exist any more.
-    fn forget_gone(&self) -> Result<(), NodeError> {
-        for (cookie, alive) in self.node.pods_attached()? {
-            if !alive {
+    /// Drops what a process before this one has left for namespaces that have ended, or that it had only begun with.
+    fn forget_left(&self) -> Result<(), NodeError> {
+        let node = &self.node;
+        for (cookie, attached) in node.pods_attached()? {
+            if attached != Attached::Stands {
                 self.forget(cookie)?;
             }
+        }
+        let known = node.pods.keys()?;
+        let tables = [
+            node.ports.netns(),
+            node.older.netns(),
+            node.addresses.netns(),
+        ];
+        for cookie in tables
+            .iter()
+            .flatten()
+            .filter(|cookie| !known.contains(cookie))
+        {
+            self.forget(*cookie)?;
         }
         Ok(())
     }
@@ -350,6 +364,16 @@ impl Backend for Ebpf {
             no_listener_syns: counts.no_listener,
             back_end: Some(BackEnd::Ebpf),
         })
+    }
+
+    fn forget_gone(&self) -> Result<(), ApplyError> {
+        for (cookie, attached) in self.node.pods_attached()? {
+            // One that stands partly is being captured.
+            if attached == Attached::Gone {
+                self.forget(cookie)?;
+            }
+        }
+        Ok(())
     }
 
     async fn remove(&self, netns: &NetNs) -> Result<(), ApplyError> {

@@ -20,5 +20,5 @@ mod pod_object;
 mod table;
 
 pub use kernel::{MapSizes, pidfd_open, procfs};
-pub use node::{Fault, Node, NodeError};
+pub use node::{Attached, Fault, Node, NodeError};
 pub use table::{PodKey, PodTable, Table, TableError};

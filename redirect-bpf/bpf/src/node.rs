@@ -103,6 +103,16 @@ pub enum NodeError {
     Table(#[from] TableError),
 }
 
+/// What has become of a namespace's programs.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Attached {
+    Stands,
+    /// The namespace has ended.
+    Gone,
+    /// Its first program has not been pinned yet, or never was.
+    Partly,
+}
+
 /// A program that does not stand where it should.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("program {program} does not stand")]
@@ -264,20 +274,24 @@ impl Node {
         Ok(None)
     }
 
-    /// The namespaces that have programs of ours, and whether they still exist.
+    /// The namespaces that have a folder of ours.
     /// # Errors
     /// [`NodeError::Folder`].
-    pub fn pods_attached(&self) -> Result<Vec<(u64, bool)>, NodeError> {
+    pub fn pods_attached(&self) -> Result<Vec<(u64, Attached)>, NodeError> {
         let path = self.folder.join("pods");
         let entries = fs::read_dir(&path).map_err(|source| NodeError::Folder { path, source })?;
         Ok(entries
             .flatten()
             .filter_map(|entry| {
                 let cookie = entry.file_name().to_str()?.parse().ok()?;
-                let alive = kernel::get(&entry.path().join(POD_PROGRAMS[0]))
-                    .and_then(|link| kernel::link_info(link.as_fd(), AttachType::SkLookup))
-                    .is_ok_and(|info| info.target != 0);
-                Some((cookie, alive))
+                let link = kernel::get(&entry.path().join(POD_PROGRAMS[0]))
+                    .and_then(|link| kernel::link_info(link.as_fd(), AttachType::SkLookup));
+                let attached = match link {
+                    Ok(info) if info.target != 0 => Attached::Stands,
+                    Ok(_) => Attached::Gone,
+                    Err(_) => Attached::Partly,
+                };
+                Some((cookie, attached))
             })
             .collect())
     }

@@ -136,6 +136,11 @@ impl<K: PodKey> PodTable<K> {
         })
     }
 
+    /// The cookies of all pods that have any.
+    pub fn netns(&self) -> BTreeSet<u64> {
+        self.pods().keys().copied().collect()
+    }
+
     /// What this pod has.
     pub fn of(&self, netns: u64) -> BTreeSet<K> {
         self.pods().get(&netns).cloned().unwrap_or_default()
@@ -146,11 +151,12 @@ impl<K: PodKey> PodTable<K> {
     /// [`TableError::Io`], also when the map is full.
     pub fn replace(&self, netns: u64, wanted: BTreeSet<K>) -> Result<(), TableError> {
         let mut pods = self.pods();
+        let held = pods.entry(netns).or_default();
+        // Before they are written: what was, when one cannot be, is known all the same.
+        held.extend(&wanted);
         for key in &wanted {
             self.table.set(key, &1)?;
         }
-        let held = pods.entry(netns).or_default();
-        held.extend(&wanted);
         for key in held.difference(&wanted) {
             self.table.remove(key)?;
         }

@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -29,6 +30,8 @@ const XDS_LAST_RETRY: Duration = Duration::from_secs(5);
 
 /// Sandboxes that start at once wait in their plugins beyond this.
 const MAX_ASKS: usize = 64;
+/// How long the fence may keep a pod's address after its namespace has ended: an address is rarely given anew so soon.
+const FORGET: Duration = Duration::from_secs(2);
 
 /// Why the module cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -161,9 +164,11 @@ pub async fn run(
     let controllers = Controllers::default();
     let installation = Installation::new(&config.cni);
     let (hold_bound, membership) = (config.hold_bound, config.cgroup.clone());
-    let reconciler = Reconciler::new(config, Arc::new(backend), links, stop.clone());
+    let backend = Arc::new(backend);
+    let reconciler = Reconciler::new(config, backend.clone(), links, stop.clone());
 
     let tasks = TaskTracker::new();
+    tasks.spawn(keep_forgetting(backend, stop.clone()));
     tasks.spawn(zds::serve(
         zds_socket,
         offered,
@@ -212,6 +217,20 @@ pub async fn run(
         true => Ended::Uninstalled,
         false => Ended::Stopped,
     })
+}
+
+/// Drops what is kept for namespaces that have ended, soon after they have: the kernel takes one apart in its own time.
+async fn keep_forgetting(backend: Arc<BackEnds>, stop: CancellationToken) {
+    let mut due = tokio::time::interval(FORGET);
+    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(due.tick()).await.is_some() {
+        if let Err(error) = backend.forget_gone() {
+            tracing::warn!(
+                error = chain(&error),
+                "what was captured of ended pods cannot be forgotten; it is tried again"
+            );
+        }
+    }
 }
 
 /// Removes what outlasts the module beside the pods' rules: the CNI plugin, pins of eBPF, the folders of the sockets, the

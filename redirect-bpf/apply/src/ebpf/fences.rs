@@ -59,8 +59,10 @@ impl Fences {
                 fences.pods.insert(cookie, inherited.clone());
             }
         }
-        if !fences.pods.is_empty() {
-            fences.in_use.push((inherited, fences.pods.len()));
+        match fences.pods.len() {
+            // It ended on the way out of the last pod's.
+            0 => fences.lower(&node.fence, &inherited)?,
+            pods => fences.in_use.push((inherited, pods)),
         }
         Ok(fences)
     }

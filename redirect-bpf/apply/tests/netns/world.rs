@@ -4,6 +4,7 @@
 use podveil_apply::{
     BackEnd, BackEndChoice, BackEnds, Backend, Ebpf, Flavour, Iptables, Nftables, VerifyError,
 };
+use podveil_bpf::{Table, layout};
 use podveil_netns::cgroup::CgroupPath;
 use podveil_netns::{NetNs, cgroup};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -11,6 +12,7 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -124,6 +126,16 @@ impl World<Nftables> {
     }
 }
 
+fn keys<K, V>(maps: &Path, name: &'static str) -> Vec<String>
+where
+    K: layout::Plain + Ord + std::fmt::Debug,
+    V: layout::Plain,
+{
+    let table = Table::<K, V>::open(maps, name).unwrap();
+    let keys = table.keys().unwrap();
+    keys.iter().map(|key| format!("{name}: {key:?}")).collect()
+}
+
 impl Tested for Ebpf {
     const NAME: BackEnd = BackEnd::Ebpf;
 
@@ -163,8 +175,18 @@ impl Tested for Ebpf {
     }
 
     fn kept(cgroup: &CgroupPath) -> Vec<String> {
-        let pods = std::fs::read_dir(pins(cgroup).join("v1/pods")).unwrap();
-        (pods.map(|entry| entry.unwrap().file_name().into_string().unwrap())).collect()
+        let node = pins(cgroup).join("v1");
+        let pods = std::fs::read_dir(node.join("pods")).unwrap();
+        let folders = pods.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let maps = node.join("maps");
+        folders
+            .chain(keys::<u64, layout::Pod>(&maps, "pods"))
+            .chain(keys::<u64, layout::PodCounts>(&maps, "pod_counts"))
+            .chain(keys::<layout::PodAddress, u32>(&maps, "pod_addresses"))
+            .chain(keys::<layout::PodPort, u32>(&maps, "pod_ports"))
+            .chain(keys::<layout::PodConnection, u32>(&maps, "older"))
+            .chain(keys::<layout::Ip, u32>(&maps, "fence"))
+            .collect()
     }
 
     fn lose_answers(world: &World<Self>) {
