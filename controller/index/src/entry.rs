@@ -6,7 +6,7 @@ use crate::enrolment::{Enrolment, Held};
 use crate::resolve::{self, Derived};
 use crate::settings::{self, NamespaceSettings, Settings};
 use podveil_model::{Stage, Uid, Workload};
-use podveil_source::{Cluster, Namespace, NotEnrolled, Phase, Pod};
+use podveil_source::{Cluster, Namespace, Node, NotEnrolled, Phase, Pod};
 use std::sync::Arc;
 
 #[derive(Debug)]
@@ -78,7 +78,9 @@ struct MadeOf {
 pub(crate) struct Parts<'a> {
     pub cluster: &'a Cluster,
     pub pod: &'a Arc<Pod>,
-    pub namespace: Arc<Namespace>,
+    /// The one that it runs on, where that is known.
+    pub node: Option<&'a Node>,
+    pub namespace: &'a Arc<Namespace>,
     pub namespace_settings: NamespaceSettings,
     pub derived: Derived,
     /// How far versions have been set back, by a clock or by a restored backup: epochs only grow.
@@ -128,6 +130,7 @@ impl Entry {
             namespace_settings,
             derived,
             lift,
+            ..
         } = parts;
         let newest = |pod: u64, namespace: u64| {
             pod.max(namespace)
@@ -151,7 +154,7 @@ impl Entry {
             // cut, must begin alike, or the one that nobody follows waits for ever for its newer epoch to be in use.
             (None, None) => Enrolment::new(newest(0, namespace.decided)),
         };
-        let not_wanted = match cluster.enrolment(pod, &namespace, namespace_settings.rules) {
+        let not_wanted = match cluster.enrolment(pod, namespace, namespace_settings.rules) {
             Err(rule) => Some(NotWanted::Rule(rule)),
             Ok(()) if pod.phase != Phase::Running => {
                 Some(NotWanted::NotBegun(NotBegun::Terminating))
@@ -245,15 +248,14 @@ impl Parts<'_> {
     }
 
     fn locality(&self) -> Option<&podveil_model::Locality> {
-        let node = self.cluster.nodes.get(&self.pod.node)?;
-        Some(&node.locality)
+        Some(&self.node?.locality)
     }
 }
 
 impl MadeOf {
     fn is_same(&self, parts: &Parts<'_>) -> bool {
         Arc::ptr_eq(&self.pod, parts.pod)
-            && Arc::ptr_eq(&self.namespace, &parts.namespace)
+            && Arc::ptr_eq(&self.namespace, parts.namespace)
             && self.namespace_settings == parts.namespace_settings
             && self.released == parts.cluster.released
             && self.cilium_encrypts == parts.cluster.cilium_encrypts

@@ -2,13 +2,14 @@
 //! What follows from the cluster alone: who owns which address, who stands behind which service, which policy selects
 //! whom.
 
+use foldhash::{HashMap, HashMapExt};
 use podveil_identity::{KubernetesName, WorkloadIdentity};
 use podveil_model::{
     EndpointPorts, External, Health, Mode, Service, ServiceKey, Stage, Uid, Workload,
 };
 use podveil_policy::{Policy, Scope};
 use podveil_source::{Cluster, Phase, Pod, ServiceEntry, Target};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 

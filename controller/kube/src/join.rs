@@ -6,9 +6,9 @@ use crate::kinds::Tables;
 use crate::services::ServiceObject;
 use crate::source::{KubeOptions, Scope};
 use crate::table::{Fault, Kept, Table};
+use foldhash::{HashMap, HashMapExt};
 use ipnet::IpNet;
 use podveil_source::{Cluster, Node, Ranges, ServiceEntry};
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -136,7 +136,7 @@ impl Join {
 /// Known only where all that has an address keeps to what is said of ranges: some networks give out addresses by a plan
 /// of their own, and then an address that is in no range may be a pod's all the same.
 fn ranges(tables: &Tables) -> Option<Ranges> {
-    let of_nodes: BTreeMap<&str, _> = tables
+    let of_nodes: HashMap<&str, _> = tables
         .nodes
         .values()
         .map(|node| (node.name.as_str(), &node.ranges))
@@ -165,7 +165,8 @@ fn ranges(tables: &Tables) -> Option<Ranges> {
         .flat_map(|service| &service.cluster_addresses)
         .all(|ip| services.iter().any(|range| range.contains(ip)));
     (pods_keep_to_them && services_keep_to_them).then(|| Ranges {
-        pods: of_nodes.into_values().flatten().copied().collect(),
+        // In the nodes' own order, which is the same each time.
+        pods: (tables.nodes.values().flat_map(|node| &node.ranges).copied()).collect(),
         services,
     })
 }
