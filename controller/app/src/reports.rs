@@ -4,8 +4,9 @@
 use crate::caller;
 use crate::keeper::Event;
 use podveil_identity::KubernetesName;
-use podveil_index::{Awaited, Condition, Held, Module, Report, WorkloadReport};
+use podveil_index::{Awaited, AwaitedWorkload, Condition, Held, Module, Report, WorkloadReport};
 use podveil_model::{Epoch, Stage, Uid};
+use podveil_proto::MAX_AWAITED;
 use podveil_proto::podveil::node::v1 as wire;
 use podveil_proto::podveil::node::v1::reports_server::{Reports, ReportsServer};
 use podveil_source::Cluster;
@@ -153,7 +154,7 @@ impl Stream {
         let (mut report, ours) = parse(report, &self.publisher);
         self.questions.asked_elsewhere = !ours;
         if !ours {
-            report.applied = self.questions.confirmed;
+            report.applied = self.questions.confirmed();
             self.questions.due();
         }
         self.last = Some((report.clone(), sequence));
@@ -197,8 +198,10 @@ impl Stream {
                 Ok(())
             }
             // There is nothing to ask for: it counts as having it.
-            None if self.questions.asked_elsewhere && report.applied < self.questions.confirmed => {
-                report.applied = self.questions.confirmed;
+            None if self.questions.asked_elsewhere
+                && report.applied < self.questions.confirmed() =>
+            {
+                report.applied = self.questions.confirmed();
                 self.last = Some((report.clone(), sequence));
                 match self.module {
                     Some(module) => self.report(module, report).await,
@@ -266,16 +269,34 @@ fn is_uninstalling(cluster: &ClusterState) -> Option<bool> {
     cluster.as_ref().map(|cluster| cluster.released.is_some())
 }
 
-/// What a program that takes its configuration from another replica is asked, and has answered.
+/// What a program that takes its configuration from another replica is asked, and has answered: piece by piece, since one
+/// question holds [`MAX_AWAITED`] at most and one snapshot may bring more.
 #[derive(Debug, Default)]
 struct Questions {
     asked_elsewhere: bool,
     /// When the next one may be asked, if there is one.
     next: Option<Instant>,
     asked_at: Option<Instant>,
-    asked: u64,
-    /// What is awaited up to this snapshot is in use there.
-    confirmed: u64,
+    /// Of the newest question; no snapshot's, since several may ask for one snapshot.
+    number: u64,
+    open: Option<Open>,
+    /// All that is awaited before this place is in use there.
+    reached: Place,
+}
+
+/// The newest question, not answered yet.
+#[derive(Debug)]
+struct Open {
+    workloads: Vec<AwaitedWorkload>,
+    /// What an answer leads to: where the rest begins.
+    then: Place,
+}
+
+/// In [`Awaited::workloads`]: `since` and `uid`; without a UID, before all of that snapshot.
+type Place = (u64, Option<Uid>);
+
+fn place(one: &AwaitedWorkload) -> Place {
+    (one.since, Some(one.uid.clone()))
 }
 
 impl Questions {
@@ -289,40 +310,60 @@ impl Questions {
         }
     }
 
+    /// What is awaited up to this snapshot is in use there.
+    fn confirmed(&self) -> u64 {
+        self.reached.0.saturating_sub(1)
+    }
+
     /// Only the newest question can be answered: each replaces the one before.
     fn answered(&mut self, number: u64) {
-        if number != 0 && number == self.asked {
-            self.confirmed = self.confirmed.max(number);
+        if number == self.number
+            && let Some(open) = self.open.take()
+        {
+            self.reached = open.then;
         }
     }
 
     fn next_question(&mut self, awaited: &Awaited) -> Option<wire::Awaited> {
-        if !self.asked_elsewhere || awaited.number <= self.confirmed || awaited.number == self.asked
+        if !self.asked_elsewhere {
+            return None;
+        }
+        let from = (awaited.workloads).partition_point(|one| place(one) < self.reached);
+        let rest = awaited.workloads.get(from..).unwrap_or_default();
+        let after = |count| rest.get(count).map_or((awaited.number + 1, None), place);
+        // What is awaited since comes after it, and waits for the answer. A question for what is gone may have none, and
+        // is replaced.
+        if let Some(open) = &mut self.open
+            && rest.starts_with(&open.workloads)
         {
+            open.then = after(open.workloads.len());
             return None;
         }
-        let workloads: Vec<_> = awaited
-            .workloads
-            .iter()
-            .filter(|one| one.since > self.confirmed)
-            .map(|one| wire::AwaitedWorkload {
-                uid: one.uid.to_string(),
-                epoch: Some(wire::Epoch {
-                    resource_version: one.epoch.resource_version,
-                    stage: one.epoch.stage,
-                }),
-            })
-            .collect();
+        self.open = None;
+        let workloads: Vec<_> = rest.iter().take(MAX_AWAITED).cloned().collect();
+        let then = after(workloads.len());
         if workloads.is_empty() {
-            self.confirmed = awaited.number;
+            self.reached = then;
             return None;
         }
-        self.asked = awaited.number;
+        self.number += 1;
         self.asked_at = Some(Instant::now());
-        Some(wire::Awaited {
-            number: awaited.number,
-            workloads,
-        })
+        let question = wire::Awaited {
+            number: self.number,
+            workloads: workloads.iter().map(wire_awaited).collect(),
+        };
+        self.open = Some(Open { workloads, then });
+        Some(question)
+    }
+}
+
+fn wire_awaited(one: &AwaitedWorkload) -> wire::AwaitedWorkload {
+    wire::AwaitedWorkload {
+        uid: one.uid.to_string(),
+        epoch: Some(wire::Epoch {
+            resource_version: one.epoch.resource_version,
+            stage: one.epoch.stage,
+        }),
     }
 }
 
@@ -386,4 +427,92 @@ fn held(workload: &wire::WorkloadReport) -> Option<Held> {
             stage: epoch.stage,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn awaited(number: u64, workloads: impl IntoIterator<Item = (u64, String)>) -> Awaited {
+        let workloads = workloads.into_iter().map(|(since, uid)| AwaitedWorkload {
+            since,
+            uid: Uid::from(&*uid),
+            epoch: Epoch::default(),
+        });
+        Awaited {
+            number,
+            workloads: workloads.collect(),
+        }
+    }
+
+    fn uids(question: &wire::Awaited) -> Vec<&str> {
+        let uids = question.workloads.iter().map(|one| one.uid.as_str());
+        uids.collect()
+    }
+
+    fn elsewhere() -> Questions {
+        Questions {
+            asked_elsewhere: true,
+            ..Questions::default()
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_confirmed_when_every_piece_of_what_is_awaited_is_answered() {
+        let names = (0..2500).map(|number| format!("w{number:04}"));
+        let early = [(5, "early".to_owned())].into_iter();
+        let awaited = awaited(9, early.chain(names.map(|name| (7, name))));
+        let mut questions = elsewhere();
+        let mut asked = Vec::new();
+        for (count, confirmed) in [(1000, 6), (1000, 6), (501, 9)] {
+            let question = questions.next_question(&awaited).unwrap();
+            assert_eq!(question.workloads.len(), count);
+            asked.extend(question.workloads.iter().map(|one| one.uid.clone()));
+            assert_eq!(questions.next_question(&awaited), None, "one at a time");
+            // Programs repeat their last answer in each report.
+            let before = questions.confirmed();
+            questions.answered(question.number - 1);
+            assert_eq!(questions.confirmed(), before);
+            questions.answered(question.number);
+            assert_eq!(questions.confirmed(), confirmed);
+        }
+        let all = awaited.workloads.iter().map(|one| one.uid.to_string());
+        assert_eq!(asked, all.collect::<Vec<_>>());
+        assert_eq!(questions.next_question(&awaited), None);
+    }
+
+    #[test]
+    fn a_question_for_what_is_awaited_no_more_is_replaced() {
+        let [a, b] = ["a", "b"].map(|uid| (3, uid.to_owned()));
+        let mut questions = elsewhere();
+        let first = questions.next_question(&awaited(3, [a, b.clone()]));
+        let first = first.unwrap();
+        assert_eq!(uids(&first), ["a", "b"]);
+        let second = questions.next_question(&awaited(3, [b])).unwrap();
+        assert_eq!(uids(&second), ["b"]);
+        questions.answered(first.number);
+        assert_eq!(questions.confirmed(), 0);
+        questions.answered(second.number);
+        assert_eq!(questions.confirmed(), 3);
+        // Or nothing is left to ask.
+        let last = awaited(4, [(4, "c".to_owned())]);
+        assert!(questions.next_question(&last).is_some());
+        assert_eq!(questions.next_question(&awaited(5, [])), None);
+        assert_eq!(questions.confirmed(), 5);
+    }
+
+    #[test]
+    fn what_comes_to_be_awaited_meanwhile_takes_no_question_back() {
+        let [a, b] = [(3, "a".to_owned()), (4, "b".to_owned())];
+        let mut questions = elsewhere();
+        let first = questions.next_question(&awaited(3, [a.clone()])).unwrap();
+        let both = awaited(4, [a, b]);
+        assert_eq!(questions.next_question(&both), None);
+        questions.answered(first.number);
+        assert_eq!(questions.confirmed(), 3);
+        let second = questions.next_question(&both).unwrap();
+        assert_eq!(uids(&second), ["b"]);
+        questions.answered(second.number);
+        assert_eq!(questions.confirmed(), 4);
+    }
 }

@@ -3,15 +3,19 @@
 
 #[path = "it/authorities.rs"]
 mod authorities;
+#[path = "it/elsewhere.rs"]
+mod elsewhere;
 #[path = "it/fixture.rs"]
 mod fixture;
 #[path = "it/node.rs"]
 mod node;
 
+use elsewhere::Elsewhere;
 use fixture::{Fixture, http_get, until_answer};
 use node::Node;
 use podveil_identity::ProgramIdentity;
 use podveil_model::{Epoch, Stage};
+use podveil_proto::MAX_AWAITED;
 use podveil_proto::podveil::node::v1::reports_client::ReportsClient;
 use podveil_proto::podveil::node::v1::{Module, NodeReport};
 use std::net::IpAddr;
@@ -99,6 +103,30 @@ async fn a_label_takes_a_workload_in_and_out_again() {
     assert!(stages.contains(&Stage::Draining), "{stages:?}");
     let epochs = n2.epochs("web");
     assert!(epochs.is_sorted(), "{epochs:?}");
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_workloads_of_one_snapshot_than_a_question_holds_are_awaited_elsewhere_too() {
+    let uids: Vec<_> = (0..2 * MAX_AWAITED + 1).map(|n| format!("w{n}")).collect();
+    let mut cluster = labelled().replace(", {name: n2}", "");
+    for (n, uid) in uids.iter().enumerate() {
+        let address = format!("10.1.{}.{}", n / 256, n % 256);
+        cluster += &format!(
+            "- {{name: {uid}, namespace: shop, uid: {uid}, node: n1, serviceAccount: web, addresses: [{address}]}}\n"
+        );
+    }
+    let fixture = Fixture::start(&cluster).await;
+    let _node = Elsewhere::start(&fixture, "n1", uids.clone());
+    let all = format!(
+        "\npodveil_controller_workloads{{stage=\"mandatory\"}} {}\n",
+        uids.len()
+    );
+    let metrics_address = fixture.controller().metrics_address;
+    until_answer(metrics_address, "/metrics", |metrics| {
+        metrics.contains(&all)
+    })
+    .await;
     fixture.stop().await;
 }
 

@@ -16,9 +16,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// About so many workloads are asked for in one question to a node; more where one snapshot brought more.
-const MAX_AWAITED: usize = 1000;
-
 /// The one place where the state of the cluster and the reports of the nodes meet.
 #[derive(Debug)]
 pub struct Index {
@@ -55,7 +52,7 @@ pub struct Index {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Awaited {
     pub number: u64,
-    /// The longest awaited first.
+    /// All of them, in the order of `since` and `uid`.
     pub workloads: Vec<AwaitedWorkload>,
 }
 
@@ -242,14 +239,10 @@ impl Index {
             })
             .collect();
         workloads.sort_by(|a, b| (a.since, &a.uid).cmp(&(b.since, &b.uid)));
-        let mut number = self.published;
-        if let Some(beyond) = workloads.get(MAX_AWAITED).map(|one| one.since) {
-            // All of one snapshot or nothing of it, except where that would ask for nothing.
-            let fits = workloads.partition_point(|one| one.since < beyond);
-            number = if fits > 0 { beyond - 1 } else { beyond };
-            workloads.retain(|one| one.since <= number);
+        Awaited {
+            number: self.published,
+            workloads,
         }
-        Awaited { number, workloads }
     }
 
     /// When to poll again although nothing was told: a program may have fallen silent that others wait for.

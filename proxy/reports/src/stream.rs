@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 use podveil_model::{Epoch, Uid};
+use podveil_proto::MAX_AWAITED;
 use podveil_proto::podveil::node::v1::reports_client::ReportsClient;
 use podveil_proto::podveil::node::v1::{Awaited, NodeReport, ReportReceived};
 use std::time::Duration;
@@ -13,8 +14,6 @@ use tonic::transport::Channel;
 pub(crate) const INTERVAL: Duration = Duration::from_secs(3);
 /// The controller answers each report; where that takes longer the stream is taken for dead.
 const ANSWER_BOUND: Duration = Duration::from_secs(10);
-/// Workloads in one question; more is not the protocol.
-const MAX_AWAITED: usize = 1000;
 
 /// The state that is reported. A clone of its own for each stream.
 pub trait Source: Clone + Send + Sync + 'static {

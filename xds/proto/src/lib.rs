@@ -62,6 +62,9 @@ pub mod podveil {
     }
 }
 
+/// Workloads in one [`Awaited`](podveil::node::v1::Awaited); more is not the protocol.
+pub const MAX_AWAITED: usize = 1000;
+
 /// Type URLs of the xDS resources.
 pub mod type_url {
     pub const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
