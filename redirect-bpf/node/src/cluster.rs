@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::reports::Change;
+use podveil_cni::wire::Request;
 use podveil_identity::KubernetesName;
 use podveil_model::{Uid, Workload};
 use podveil_plan::Fence;
@@ -65,10 +66,16 @@ impl Cluster {
             .filter(|workload| workload.node == self.node && !workload.host_network)
     }
 
-    /// By the name that a kubelet has for it: a pod from a file has another one than the API server's.
-    pub fn known_to_kubelet_as(&self, uid: &Uid) -> Option<&Arc<Workload>> {
-        let is_from_file = |workload: &&Arc<Workload>| workload.node_uid.as_ref() == Some(uid);
-        (self.workloads.get(uid)).or_else(|| self.local().find(is_from_file))
+    /// The pod that the CNI plugin asks about, by the UID that its kubelet has for it. A pod from a file has another one than
+    /// the API server's; whoever makes a pod can claim that one, but not the name that the kubelet says with it.
+    pub fn asked_about(&self, request: &Request) -> Option<&Arc<Workload>> {
+        let uid = Uid::from(request.uid.as_str());
+        let is_from_file = |workload: &&Arc<Workload>| {
+            workload.node_uid.as_ref() == Some(&uid)
+                && workload.identity.namespace.as_str() == request.namespace
+                && *workload.name == *request.pod
+        };
+        (self.workloads.get(&uid)).or_else(|| self.local().find(is_from_file))
     }
 
     pub fn local_by_uid(&self, uid: &Uid) -> Option<&Arc<Workload>> {
@@ -80,25 +87,42 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use podveil_cni::wire::About;
     use podveil_model::Stage;
     use podveil_testing::workload;
 
     #[test]
-    fn a_pod_from_a_file_is_found_by_its_kubelets_name_for_it_on_its_own_node_only() {
+    fn a_pod_from_a_file_is_found_by_its_kubelets_uid_and_name_for_it_on_its_own_node_only() {
         let mut cluster = Cluster::new("node-1".parse().unwrap());
-        for (name, node) in [("etched", "node-1"), ("elsewhere", "node-2")] {
-            let mut workload = Workload::clone(&workload(name).node(node).build());
-            workload.node_uid = Some(format!("hash-of-{name}").as_str().into());
+        // The first two say that they are the same pod of the node, as the third one is.
+        for (uid, namespace, name, node, node_uid) in [
+            ("1-other-name", "system", "other", "node-1", "hash"),
+            ("2-other-namespace", "shop", "etched", "node-1", "hash"),
+            ("3-etched", "system", "etched", "node-1", "hash"),
+            ("4-elsewhere", "system", "far", "node-2", "hash-of-far"),
+        ] {
+            let mut workload = Workload::clone(&workload(uid).node(node).build());
+            workload.identity.namespace = namespace.parse().unwrap();
+            workload.name = name.into();
+            workload.node_uid = Some(node_uid.into());
             cluster.update(&Update::Workload(workload.into()));
         }
-        let known = |uid: &str| {
-            cluster
-                .known_to_kubelet_as(&uid.into())
-                .map(|w| w.uid.clone())
+        let asked = |uid: &str, pod: &str| {
+            let request = Request {
+                about: About::Start,
+                namespace: "system".into(),
+                pod: pod.into(),
+                uid: uid.into(),
+                sandbox: "s".into(),
+                addresses: Vec::new(),
+            };
+            let found = cluster.asked_about(&request);
+            found.map(|workload| workload.uid.to_string())
         };
-        assert_eq!(known("hash-of-etched"), Some("etched".into()));
-        assert_eq!(known("etched"), Some("etched".into()));
-        assert_eq!(known("hash-of-elsewhere"), None);
+        assert_eq!(asked("hash", "etched").unwrap(), "3-etched");
+        assert_eq!(asked("3-etched", "etched").unwrap(), "3-etched");
+        assert_eq!(asked("hash", "none-of-this-name"), None);
+        assert_eq!(asked("hash-of-far", "far"), None);
     }
 
     #[test]

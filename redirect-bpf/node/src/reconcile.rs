@@ -297,7 +297,7 @@ impl<B: Backend> Reconciler<B> {
             (About::End, _) => self.finder.given.ends(&uid, &request.sandbox),
             _ => {}
         }
-        if let Some(workload) = self.cluster.known_to_kubelet_as(&uid)
+        if let Some(workload) = self.cluster.asked_about(request)
             && let Some(entry) = self.pods.get_mut(&workload.uid)
         {
             entry.pod.look_now(now);
@@ -311,8 +311,8 @@ impl<B: Backend> Reconciler<B> {
         let mut refused = Vec::new();
         let again = self.admissions.answer(
             now,
-            |uid, ask| {
-                let workload = cluster.known_to_kubelet_as(uid);
+            |ask| {
+                let workload = cluster.asked_about(&ask.request);
                 let entry = workload.and_then(|workload| pods.get(&workload.uid));
                 facts(workload, entry, ask)
             },
@@ -324,15 +324,14 @@ impl<B: Backend> Reconciler<B> {
                     Answer::Refused { reason } => {
                         tracing::warn!(%uid, pod = ask.request.pod, namespace = ask.request.namespace, reason, "a pod is not captured in time to start");
                         given.ends(uid, sandbox);
-                        refused.push(uid.clone());
+                        let workload = cluster.asked_about(&ask.request);
+                        refused.extend(workload.map(|workload| workload.uid.clone()));
                     }
                 }
             },
         );
         for uid in refused.iter().filter(|_| !self.config.cni.fail_closed) {
-            if let Some(workload) = self.cluster.known_to_kubelet_as(uid)
-                && let Some(entry) = self.pods.get_mut(&workload.uid)
-            {
+            if let Some(entry) = self.pods.get_mut(uid) {
                 entry.started_uncaptured = entry.pod.is_wanted();
             }
         }

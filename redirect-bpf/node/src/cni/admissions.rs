@@ -55,12 +55,12 @@ impl Admissions {
     pub fn answer(
         &mut self,
         now: Instant,
-        facts: impl Fn(&Uid, &Ask) -> Facts,
+        facts: impl Fn(&Ask) -> Facts,
         mut told: impl FnMut(&Uid, &Ask, &Answer),
     ) -> Option<Instant> {
         let (mut done, mut again) = (Vec::new(), None);
         for one in std::mem::take(&mut self.waiting) {
-            let facts = facts(&one.uid, &one.ask);
+            let facts = facts(&one.ask);
             let due = one.since + facts.bound(one.ask.request.about);
             if due <= now || one.ask.reply.is_closed() {
                 done.push((facts, one));
@@ -137,9 +137,9 @@ mod tests {
             admissions.wait(ask, now);
         }
         let mut told = Vec::new();
-        let again = admissions.answer(now, |_, _| pending(), |_, _, _| panic!("nobody is told"));
+        let again = admissions.answer(now, |_| pending(), |_, _, _| panic!("nobody is told"));
         assert_eq!(again, Some(now + CAPTURE_BOUND));
-        let facts = |uid: &Uid, _: &Ask| match &*uid.0 {
+        let facts = |ask: &Ask| match ask.request.uid.as_str() {
             "captured" => Facts::Captured,
             "plain" => Facts::NotEnrolled,
             _ => Facts::Unknown("not yet".into()),
@@ -176,7 +176,7 @@ mod tests {
         drop(gone);
         let mut told = 0;
         assert_eq!(
-            admissions.answer(now, |_, _| pending(), |_, _, _| told += 1),
+            admissions.answer(now, |_| pending(), |_, _, _| told += 1),
             None
         );
         assert_eq!(checked.try_recv().unwrap(), refused());
