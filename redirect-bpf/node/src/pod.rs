@@ -267,13 +267,11 @@ impl Pod {
         self.place == Place::Forgotten
     }
 
-    /// The generation of the fence in use, or that will be in a moment; `None` where none is needed or none can be had.
+    /// The generation of the oldest fence that is in use or will be in a moment; `None` where none is needed or none can be had.
     pub fn fence(&self) -> Option<u64> {
-        if self.applying.is_some() {
-            return self.applying;
-        }
         let stands = matches!(&self.standing, Standing::Exactly(capture) if capture.phase == Phase::Capturing);
-        (stands && self.failure.is_none()).then_some(self.fence)
+        let held = (stands && self.failure.is_none()).then_some(self.fence);
+        held.into_iter().chain(self.applying).min()
     }
 
     pub fn observed(&self) -> Observed {

@@ -111,6 +111,15 @@ fn the_fence_of_a_capture_under_way_counts_as_one_in_use() {
     assert_eq!(world.pod.fence(), Some(1));
     world.does(Action::ChangeFence, Event::FenceChanged { fence: 2 });
     assert_eq!(world.pod.fence(), Some(2));
+    // What stands does until the next does.
+    world.fence = 3;
+    let accepts = Capture {
+        refuses_plain: false,
+        ..capture()
+    };
+    world.pod.set_goal(Some(accepts.clone()), true);
+    assert_eq!(world.next(), Next::Do(Action::Apply(accepts)));
+    assert_eq!(world.pod.fence(), Some(2));
 }
 
 #[test]
