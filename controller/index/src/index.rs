@@ -308,22 +308,26 @@ impl Index {
         let nothing = Arc::new(Namespace::default());
         let live = || cluster.pods.iter().filter(|pod| !pod.phase.is_finished());
         // Asked for each pod: a tree of names costs ten comparisons, each a miss of the cache.
-        let namespaces: HashMap<_, _> = cluster.namespaces.iter().collect();
-        let settings: HashMap<_, _> = self.namespaces.iter().collect();
+        let namespaces: HashMap<_, _> = (cluster.namespaces.iter())
+            .map(|(name, namespace)| {
+                let settings = self.namespaces.get(name).copied().unwrap_or_default();
+                (name, (namespace, settings))
+            })
+            .collect();
         let nodes: HashMap<_, _> = cluster.nodes.iter().collect();
         let mut changed_pods = Vec::new();
         // Both are in the order of UIDs, so that a step of one is mostly one of the other. A pod that is missed is looked at
         // below.
         let mut entries = self.entries.values().peekable();
         for pod in live() {
-            let namespace = namespaces.get(&pod.namespace).copied().unwrap_or(&nothing);
+            let (namespace, namespace_settings) = (namespaces.get(&pod.namespace).copied())
+                .unwrap_or_else(|| (&nothing, NamespaceSettings::default()));
             let parts = Parts {
                 cluster,
                 pod,
                 node: nodes.get(&pod.node).copied(),
                 namespace,
-                namespace_settings: (settings.get(&pod.namespace).copied().copied())
-                    .unwrap_or_default(),
+                namespace_settings,
                 derived: resolved.derived(pod),
                 lift: version.saturating_sub(cluster.version),
             };

@@ -114,6 +114,16 @@ impl Replica {
         }
     }
 
+    /// By a program that begins with epoch 1, for which nobody waits.
+    fn reported_to(&self) -> (watch::Sender<(u64, bool)>, DropGuard) {
+        let (state, seen) = watch::channel((1, false));
+        let stop = CancellationToken::new();
+        let replicas = Replicas::Fixed(vec![self.channel.clone()]);
+        let controllers = Controllers::default();
+        tokio::spawn(run(replicas, State(seen), controllers, stop.clone()));
+        (state, stop.drop_guard())
+    }
+
     async fn report(&mut self, holds: impl Fn(&NodeReport) -> bool) {
         let wait = async {
             while let Some(report) = self.reports.recv().await {
@@ -175,15 +185,7 @@ async fn every_replica_gets_every_state() {
 #[tokio::test]
 async fn a_question_is_answered_when_the_state_is_there() {
     let mut replica = Replica::start().await;
-    let (state, seen) = watch::channel((1, false));
-    let stop = CancellationToken::new();
-    let replicas = Replicas::Fixed(vec![replica.channel.clone()]);
-    tokio::spawn(run(
-        replicas,
-        State(seen),
-        Controllers::default(),
-        stop.clone(),
-    ));
+    let (state, _stop) = replica.reported_to();
     replica.report(|report| report.awaited == 0).await;
     // What is held already is answered at once.
     replica.ask(4, "u", 1).await;
@@ -197,27 +199,17 @@ async fn a_question_is_answered_when_the_state_is_there() {
     replica
         .report(|report| report.applied_version == "3" && report.awaited == 5)
         .await;
-    stop.cancel();
 }
 
 #[tokio::test]
 async fn a_version_that_nobody_waits_for_goes_with_the_next_report() {
     let mut replica = Replica::start().await;
-    let (state, seen) = watch::channel((1, false));
-    let stop = CancellationToken::new();
-    let replicas = Replicas::Fixed(vec![replica.channel.clone()]);
-    tokio::spawn(run(
-        replicas,
-        State(seen),
-        Controllers::default(),
-        stop.clone(),
-    ));
+    let (state, _stop) = replica.reported_to();
     replica.report(|report| report.applied_version == "1").await;
     let first = Instant::now();
     state.send_replace((2, false));
     replica.report(|report| report.applied_version == "2").await;
     assert!(first.elapsed() > INTERVAL / 2, "{:?}", first.elapsed());
-    stop.cancel();
 }
 
 #[tokio::test]

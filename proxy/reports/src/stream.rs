@@ -132,17 +132,12 @@ async fn conversation(
     // Until when the controller may be silent: it answers each report, and the first one is on its way.
     let mut dead_at = Instant::now() + INTERVAL + ANSWER_BOUND;
     loop {
-        tokio::select! {
-            () = source.changed() => {
-                let waits = question.look(source) || source.is_awaited();
-                if !waits && news(&source.report()) == told {
-                    continue;
-                }
-            }
+        let is_waited_for = tokio::select! {
+            () = source.changed() => question.look(source) || source.is_awaited(),
             () = tokio::time::sleep_until(dead_at) => {
                 return Status::deadline_exceeded("the controller does not answer");
             }
-            () = tokio::time::sleep_until(due) => {}
+            () = tokio::time::sleep_until(due) => true,
             answer = answers.message() => {
                 dead_at = Instant::now() + INTERVAL + ANSWER_BOUND;
                 let answer = match answer {
@@ -161,11 +156,16 @@ async fn conversation(
                 if !question.look(source) && !is_news {
                     continue;
                 }
+                true
             }
-        }
-        due = Instant::now() + INTERVAL;
+        };
         let report = source.report();
-        told = news(&report);
+        let news = news(&report);
+        if !is_waited_for && news == told {
+            continue;
+        }
+        told = news;
+        due = Instant::now() + INTERVAL;
         let report = next(report, question.answered);
         match tokio::time::timeout(ANSWER_BOUND, reports.send(report)).await {
             Ok(Ok(())) => {}

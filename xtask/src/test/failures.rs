@@ -5,8 +5,8 @@ use std::io::{BufRead, Write};
 
 /// Lines that are told again of each test that failed: the message, not the whole of what the test printed.
 const LINES: usize = 12;
-/// And bytes of them, since one line can hold a whole diff.
-const BYTES: usize = 600;
+/// And characters of them, since one line can hold a whole diff.
+const CHARACTERS: usize = 600;
 
 /// Passes the output of test programs on, and keeps the beginning of what each failed test said of its failure.
 ///
@@ -33,7 +33,7 @@ pub struct Failure {
 impl std::fmt::Display for Failure {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(out, "FAILED {}", self.test)?;
-        let mut left = BYTES;
+        let mut left = CHARACTERS;
         for line in &self.said {
             let line: String = line.chars().take(left).collect();
             left -= line.chars().count();
