@@ -4,10 +4,10 @@
 use super::Finding;
 use super::metrics::Counters;
 use crate::ca::CaStatus;
-use crate::cluster::pages::{ControllerPage, ProxyPage};
-use crate::cluster::{Installation, Program, ProgramPod, Programs};
+use crate::cluster::pages::{ControllerPage, ProxyPage, RedirectPage};
+use crate::cluster::{Answered, Installation, Program, ProgramPod, Programs};
 use crate::output::{age, count};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 /// Below this a certificate should have been renewed long ago.
@@ -46,6 +46,7 @@ pub fn judge(installation: &Installation, counters: &Counters, now: SystemTime) 
             )),
         }
     }
+    findings.extend(plugins(&installation.redirects));
     findings.extend(refusals(counters));
     findings
 }
@@ -292,6 +293,29 @@ fn proxy(node: &str, page: &ProxyPage, now: SystemTime) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// Nodes where the CNI plugin is wanted and does not stand, by the reason.
+fn plugins(redirects: &BTreeMap<String, Answered<RedirectPage>>) -> Vec<Finding> {
+    let mut missing: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (node, page) in redirects {
+        if let Ok(page) = page
+            && let Some(why) = page.cni_plugin.strip_prefix("not installed: ")
+        {
+            missing.entry(why).or_default().push(node);
+        }
+    }
+    missing
+        .into_iter()
+        .map(|(why, nodes)| {
+            let named = nodes[..nodes.len().min(TOLD)].join(", ");
+            Finding::warning(
+                "cni",
+                format!("the CNI plugin is missing on {}: {named}: {why}", count(nodes.len(), "node")),
+                "until it stands, new pods are plain for a moment after their start; `node.cni.enabled=false` does without it",
+            )
+        })
+        .collect()
 }
 
 fn refusals(counters: &Counters) -> Vec<Finding> {

@@ -95,7 +95,7 @@ fn a_healthy_installation_has_nothing_to_mend() {
 #[test]
 fn each_trouble_is_named() {
     type Break = fn(&mut Installation, &mut Counters);
-    let cases: [(Break, Level, &str); 12] = [
+    let cases: [(Break, Level, &str); 13] = [
         (
             |one, _| one.programs.0.retain(|pod| pod.program != Program::Ca),
             Level::Problem,
@@ -160,6 +160,15 @@ fn each_trouble_is_named() {
             },
             Level::Unknown,
             "the proxy on n1 could not be asked: no way",
+        ),
+        (
+            |one, _| {
+                let page = json!({ "cniPlugin": "not installed: no list" });
+                let page = serde_json::from_value(page).map_err(|error| error.to_string());
+                one.redirects.insert("n1".into(), page);
+            },
+            Level::Warning,
+            "the CNI plugin is missing on 1 node: n1: no list",
         ),
         (
             |_, counters| {

@@ -91,6 +91,8 @@ pub struct ProxyPage {
 #[serde(default, rename_all = "camelCase")]
 pub struct RedirectPage {
     pub back_end: Option<BackEnd>,
+    /// How the CNI plugin stands: `installed`, `off`, or `not installed: <why>`.
+    pub cni_plugin: String,
     pub pods: Vec<CapturedPod>,
 }
 

@@ -506,6 +506,20 @@ fn an_unchanged_mesh_keeps_its_epoch() {
 }
 
 #[test]
+fn every_node_is_told_which_namespaces_are_enrolled() {
+    let mut world = World::new();
+    world.apply(
+        "namespaces: [{name: shop, labels: {io.cilium/mtls-enabled: 'true'}}, {name: plain}]",
+    );
+    let first = world.last.clone().unwrap().mesh;
+    assert_eq!(first.enrolled, Some(["shop".parse().unwrap()].into()));
+    world.apply("namespaces: [{name: shop}, {name: plain}]");
+    let changed = world.last.clone().unwrap().mesh;
+    assert_eq!(changed.enrolled, Some([].into()));
+    assert!(changed.epoch > first.epoch);
+}
+
+#[test]
 fn a_report_about_another_nodes_workload_is_left_out() {
     let mut world = World::new();
     world.apply(LABELLED);

@@ -2,7 +2,7 @@
 //! The journey that Podveil exists for: install, label a namespace, curl, label off, uninstall. One walk for the test and
 //! for the demo; each step is a line that holds or says why not.
 
-use crate::podveil::{APP_PORT, Checkout, LABEL, Podveil, curl, pod, urls};
+use crate::podveil::{APP_PORT, Checkout, LABEL, Podveil, curl, pod, urls, wait_for_ways};
 use crate::traces::Traces;
 use crate::wire::{across, only_tls};
 use crate::{Cluster, Load};
@@ -161,7 +161,11 @@ fn make_pods(cluster: &Cluster) -> anyhow::Result<()> {
     objects.push_str(&pod("legacy", "plain", "node-2"));
     cluster.apply(&objects)?;
     cluster.wait_for_pods("shop")?;
-    cluster.wait_for_pods("legacy")
+    cluster.wait_for_pods("legacy")?;
+    for server in ["near", "far"] {
+        wait_for_ways(cluster, ("shop", "client"), ("shop", server))?;
+    }
+    Ok(())
 }
 
 fn each_way(cluster: &Cluster) -> anyhow::Result<String> {

@@ -15,6 +15,9 @@ pub const LABEL: &str = "io.cilium/mtls-enabled";
 /// The port of the application in each pod that [`pod`] describes.
 pub const APP_PORT: u16 = 8080;
 
+/// From a pod's readiness to its Service in every node's rules.
+const SERVICES: Duration = Duration::from_secs(30);
+
 /// What a checkout has built.
 #[derive(Clone, Debug)]
 pub struct Checkout {
@@ -337,6 +340,24 @@ pub fn curl(cluster: &Cluster, namespace: &str, from: &str, url: &str) -> anyhow
         "{url}: something else answers: {body}"
     );
     Ok(body)
+}
+
+/// Waits until one pod reaches the other, each by its namespace and name, by all its [`urls`]: kube-proxy hears in its own
+/// time of an endpoint that is ready.
+///
+/// # Errors
+/// If it never does.
+pub fn wait_for_ways(
+    cluster: &Cluster,
+    (from_namespace, from): (&str, &str),
+    (namespace, to): (&str, &str),
+) -> anyhow::Result<()> {
+    for url in urls(cluster, namespace, to)? {
+        eventually(SERVICES, "kube-proxy knows the Service", || {
+            curl(cluster, from_namespace, from, &url)
+        })?;
+    }
+    Ok(())
 }
 
 /// The folder of the programs that cargo built with this test, and the checkout that it belongs to.

@@ -3,7 +3,7 @@
 
 use anyhow::ensure;
 use podveil_cluster::Cluster;
-use podveil_cluster::podveil::{checkout_of_test, curl, pod, urls};
+use podveil_cluster::podveil::{checkout_of_test, pod, wait_for_ways};
 use podveil_sim::run;
 use std::time::Instant;
 
@@ -22,9 +22,7 @@ fn pods_reach_each_other_by_name_and_address_and_nothing_is_left() -> anyhow::Re
     cluster.wait_for_pods("default")?;
     println!("pods after {:?}", began.elapsed());
     for server in ["client", "near", "far"] {
-        for url in urls(&cluster, "default", server)? {
-            curl(&cluster, "default", "client", &url)?;
-        }
+        wait_for_ways(&cluster, ("default", "client"), ("default", server))?;
     }
     println!("curls after {:?}", began.elapsed());
     let folder = cluster.folder().to_owned();

@@ -54,13 +54,9 @@ fn podveil_on_a_cluster() -> anyhow::Result<()> {
             "an upgrade replaces what it changes, and connections notice only a new node program",
             upgrades::an_upgrade_replaces_what_it_changes_and_connections_notice_only_a_new_node_program,
         ),
-        // Last: it is taken out by the uninstallation.
         (
             "with the CNI plugin a pod sends and answers nothing in plain from its first instruction on",
-            |podveil| {
-                podveil.upgrade(&start_window::VALUES)?;
-                start_window::a_pod_sends_and_answers_nothing_in_plain(podveil, 20, 5)
-            },
+            |podveil| start_window::a_pod_sends_and_answers_nothing_in_plain(podveil, 20, 5),
         ),
     ] {
         report(promise, test(&podveil).map(|()| String::new()))?;
@@ -123,8 +119,7 @@ fn journey_by(back_end: &str) -> anyhow::Result<()> {
 fn two_hundred_pods_send_and_answer_nothing_in_plain() -> anyhow::Result<()> {
     let checkout = checkout_of_test()?;
     let cluster = Cluster::up(&checkout.podveilctl)?;
-    let values = [&journey::VALUES[..], &start_window::VALUES].concat();
-    let podveil = Podveil::install(&cluster, &checkout, &values)?;
+    let podveil = Podveil::install(&cluster, &checkout, &journey::VALUES)?;
     start_window::a_pod_sends_and_answers_nothing_in_plain(&podveil, 200, 10)
         .with_context(|| podveil.diagnosis())
 }

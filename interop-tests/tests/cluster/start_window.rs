@@ -13,7 +13,6 @@ use podveil_sim::{Capture, Captured, eventually};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-pub const VALUES: [&str; 1] = ["--set=node.cni.enabled=true"];
 const SETTLE: Duration = Duration::from_secs(60);
 
 /// Each of `pods` new pods on node 2 connects to one on node 1 as its first instruction, by both families, and is connected

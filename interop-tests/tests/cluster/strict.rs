@@ -3,7 +3,7 @@
 
 use anyhow::{Context, ensure};
 use podveil_cluster::Cluster;
-use podveil_cluster::podveil::{APP_PORT, Podveil, curl, pod, urls};
+use podveil_cluster::podveil::{APP_PORT, Podveil, curl, pod, urls, wait_for_ways};
 use podveil_sim::app::MARKER;
 use podveil_sim::{eventually, run};
 use std::time::Duration;
@@ -34,9 +34,7 @@ spec:
     podveil.label("vault", true)?;
     podveil.wait_for_stage("vault", "mandatory", SETTLE)?;
     // Permissive: in plain it is reached from everywhere.
-    for url in urls(cluster, "vault", "far")? {
-        curl(cluster, "outside", "plain", &url)?;
-    }
+    wait_for_ways(cluster, ("outside", "plain"), ("vault", "far"))?;
     let node_port = format!("http://{}:30080/", cluster.nodes[0].v4);
     eventually(SETTLE, "the NodePort answers", || from_host(&node_port))?;
 

@@ -349,6 +349,7 @@ fn foreign_mesh(config: &NodeConfig) -> MeshConfig {
         plain_outbound_ranges: Vec::new(),
         plain_outbound_namespaces: BTreeSet::new(),
         nodes: BTreeMap::new(),
+        enrolled: None,
         epoch: Epoch::default(),
     }
 }

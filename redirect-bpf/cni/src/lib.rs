@@ -6,6 +6,8 @@
 //! namespace by descriptor, and passes the result of the plugins before it on unchanged, or says why not. CNI 0.3.1 to
 //! 1.1.0.
 //!
+//! Where the node program cannot be asked, [`namespaces`] says which ones it was told to be enrolled: pods of others start.
+//!
 //! [`wire`] is what the two say to each other, [`ConfList`] edits the list that the plugin stands in; the node program uses
 //! both. Starts nothing, keeps nothing.
 
@@ -16,6 +18,7 @@ mod config;
 mod environment;
 mod failure;
 mod list;
+pub mod namespaces;
 mod plugin;
 pub mod wire;
 

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::ask::{AskError, ask};
+use crate::ask::ask;
 use crate::config::{Config, MAX_BYTES, NEWEST, VERSIONS};
 use crate::environment::{Attachment, EnvironmentError, Verb, bounded};
 use crate::failure::{Failure, What};
+use crate::namespaces;
 use crate::wire::{About, Answer, CAPTURE_BOUND, Request, UNKNOWN_BOUND};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use serde_json::json;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// The plugin's type in a configuration, and its file in the runtime's folder.
@@ -72,15 +73,7 @@ fn start(variable: &Variables<'_>, bytes: &[u8]) -> Result<String, What> {
     let name = "CNI_NETNS";
     let path = (attachment.netns).ok_or(EnvironmentError::Missing { name })?;
     let netns = open_netns(path)?;
-    decide(
-        &config,
-        ask(
-            &config.settings.socket,
-            &request,
-            Some(netns.as_fd()),
-            START_BOUND,
-        ),
-    )?;
+    decide(&config, &request, Some(netns.as_fd()), START_BOUND)?;
     Ok(previous)
 }
 
@@ -90,10 +83,7 @@ fn check(variable: &Variables<'_>, bytes: &[u8]) -> Result<String, What> {
     config.previous()?;
     let attachment = Attachment::read(variable)?;
     if let Some(request) = request(&config, &attachment, About::Now) {
-        decide(
-            &config,
-            ask(&config.settings.socket, &request, None, CHECK_BOUND),
-        )?;
+        decide(&config, &request, None, CHECK_BOUND)?;
     }
     Ok(String::new())
 }
@@ -131,10 +121,18 @@ fn open_netns(path: String) -> Result<OwnedFd, What> {
     open(path.as_str(), flags, Mode::empty()).map_err(|source| What::NetNs { path, source })
 }
 
-fn decide(config: &Config, asked: Result<Answer, AskError>) -> Result<(), What> {
-    let what = match asked {
+/// As the node program says. Where it says nothing, only a pod of a namespace that is enrolled, or may be, stays out.
+fn decide(
+    config: &Config,
+    request: &Request,
+    netns: Option<BorrowedFd<'_>>,
+    bound: Duration,
+) -> Result<(), What> {
+    let socket = &config.settings.socket;
+    let what = match ask(socket, request, netns, bound) {
         Ok(Answer::Captured | Answer::NotEnrolled) => return Ok(()),
         Ok(Answer::Refused { reason }) => What::Refused { reason },
+        Err(_) if namespaces::is_other(socket, &request.namespace) => return Ok(()),
         Err(error) => What::Ask(error),
     };
     match config.settings.fail_closed {

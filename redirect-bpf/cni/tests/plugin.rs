@@ -253,6 +253,32 @@ fn a_node_program_that_cannot_answer_stops_a_pod_only_where_that_is_set() {
 }
 
 #[test]
+fn without_the_node_program_only_pods_of_namespaces_that_are_or_may_be_enrolled_stay_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("cni.sock");
+    let add = |namespace| Call::new("ADD", &socket).of_namespace(namespace);
+    assert_eq!(add("other").fails()["code"], 11, "nobody has told");
+    std::fs::write(
+        podveil_cni::namespaces::path(&socket),
+        podveil_cni::namespaces::encode(["shop"]),
+    )
+    .unwrap();
+    add("other").passes();
+    assert_eq!(add("shop").fails()["code"], 11);
+    drop(folder);
+    // Whom it answers, it answers for.
+    let reason = "not yet".to_owned();
+    let (_folder, socket, _asked) = node(answers(Answer::Refused { reason }));
+    let names = podveil_cni::namespaces::encode(["shop"]);
+    std::fs::write(podveil_cni::namespaces::path(&socket), names).unwrap();
+    let error = Call::new("ADD", &socket).of_namespace("other").fails();
+    assert!(
+        error["msg"].as_str().unwrap().ends_with("not yet"),
+        "{error}"
+    );
+}
+
+#[test]
 fn the_other_verbs_do_what_the_specification_says() {
     let nobody = tempfile::tempdir().unwrap().path().join("cni/cni.sock");
     // A sandbox ends whoever hears of it; nothing is kept; a node is ready for the namespaces that are not asked about.

@@ -2,10 +2,10 @@
 use crate::reports::Change;
 use podveil_cni::wire::Request;
 use podveil_identity::KubernetesName;
-use podveil_model::{Uid, Workload};
+use podveil_model::{MeshConfig, Uid, Workload};
 use podveil_plan::Fence;
 use podveil_xds_client::Update;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// What this module needs of the cluster's state.
@@ -13,6 +13,7 @@ use std::sync::Arc;
 pub struct Cluster {
     node: KubernetesName,
     workloads: BTreeMap<Uid, Arc<Workload>>,
+    mesh: Option<Arc<MeshConfig>>,
 }
 
 impl Cluster {
@@ -20,6 +21,7 @@ impl Cluster {
         Self {
             node,
             workloads: BTreeMap::new(),
+            mesh: None,
         }
     }
 
@@ -47,12 +49,23 @@ impl Cluster {
                 let held = self.workloads.remove(&uid)?;
                 Some(((uid, None), is_fenced(&held)))
             }
+            Update::Mesh(mesh) => {
+                let newest = self.mesh.as_ref().map(|held| held.epoch);
+                if newest.is_none_or(|newest| newest <= mesh.epoch) {
+                    self.mesh = Some(mesh.clone());
+                }
+                None
+            }
             Update::Service(_)
             | Update::Policy { .. }
             | Update::PolicyRemoved(_)
-            | Update::Mesh(_)
             | Update::NotFound(_) => None,
         }
+    }
+
+    /// The namespaces whose pods are enrolled unless they opt out; `None` where nobody has told.
+    pub fn enrolled(&self) -> Option<&BTreeSet<KubernetesName>> {
+        self.mesh.as_ref()?.enrolled.as_ref()
     }
 
     pub fn fence(&self) -> Fence {
@@ -88,7 +101,7 @@ impl Cluster {
 mod tests {
     use super::*;
     use podveil_cni::wire::About;
-    use podveil_model::Stage;
+    use podveil_model::{Epoch, Stage};
     use podveil_testing::workload;
 
     #[test]
@@ -123,6 +136,29 @@ mod tests {
         assert_eq!(asked("3-etched", "etched").unwrap(), "3-etched");
         assert_eq!(asked("hash", "none-of-this-name"), None);
         assert_eq!(asked("hash-of-far", "far"), None);
+    }
+
+    #[test]
+    fn an_older_word_about_enrolled_namespaces_changes_nothing() {
+        let mut cluster = Cluster::new("node-1".parse().unwrap());
+        assert_eq!(cluster.enrolled(), None);
+        let shop = BTreeSet::from(["shop".parse().unwrap()]);
+        for (epoch, told, holds) in [
+            (7, Some(shop.clone()), Some(&shop)),
+            (6, Some(BTreeSet::new()), Some(&shop)),
+            (8, None, None),
+        ] {
+            let mesh = MeshConfig {
+                enrolled: told,
+                epoch: Epoch {
+                    resource_version: epoch,
+                    stage: 0,
+                },
+                ..podveil_testing::mesh()
+            };
+            assert_eq!(cluster.update(&Update::Mesh(mesh.into())), None);
+            assert_eq!(cluster.enrolled(), holds);
+        }
     }
 
     #[test]

@@ -4,10 +4,12 @@
 
 mod admissions;
 mod install;
+mod namespaces;
 mod server;
 
 pub use admissions::{Admissions, Facts};
 pub use install::{InstallError, Installation, keep};
+pub use namespaces::tell;
 pub use server::{Ask, serve};
 
 use std::fmt;

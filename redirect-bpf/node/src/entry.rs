@@ -9,6 +9,7 @@ use crate::pod::Pod;
 use crate::zds::{Offer, Taking};
 use podveil_apply::Connection;
 use podveil_cni::wire::About;
+use podveil_identity::KubernetesName;
 use podveil_model::Workload;
 use podveil_plan::Fence;
 use std::collections::BTreeSet;
@@ -81,10 +82,19 @@ impl Entry {
 }
 
 /// What is known of a pod that the CNI plugin asks about.
-pub(crate) fn facts(workload: Option<&Arc<Workload>>, entry: Option<&Entry>, ask: &Ask) -> Facts {
+pub(crate) fn facts(
+    enrolled: Option<&BTreeSet<KubernetesName>>,
+    workload: Option<&Arc<Workload>>,
+    entry: Option<&Entry>,
+    ask: &Ask,
+) -> Facts {
     let pending = |reason: &str| Facts::Pending(reason.into());
     let Some(workload) = workload else {
-        return Facts::Unknown("the controller has not told of this pod yet".into());
+        let namespace = ask.request.namespace.parse::<KubernetesName>();
+        return match (enrolled, namespace) {
+            (Some(names), Ok(name)) if !names.contains(&name) => Facts::OtherNamespace,
+            _ => Facts::Unknown("the controller has not told of this pod yet".into()),
+        };
     };
     if workload.host_network || ask.request.about == About::End {
         return Facts::NotEnrolled;

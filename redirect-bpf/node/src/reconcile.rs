@@ -16,6 +16,7 @@ use crate::zds::{Offer, Offers, Proxy};
 use crate::{PluginState, PodStatus, Status};
 use podveil_apply::{Backend, Chosen};
 use podveil_cni::wire::{About, Answer};
+use podveil_identity::KubernetesName;
 use podveil_model::Uid;
 use podveil_netns::seqpacket::Peer;
 use podveil_plan::{Capture, Fence};
@@ -48,6 +49,8 @@ pub struct Links {
     /// Of the CNI plugin.
     pub asks: mpsc::Receiver<Ask>,
     pub plugin: watch::Receiver<PluginState>,
+    /// For the plugin, while nobody answers it.
+    pub enrolled: watch::Sender<Option<BTreeSet<KubernetesName>>>,
 }
 
 pub struct Reconciler<B> {
@@ -152,6 +155,13 @@ impl<B: Backend> Reconciler<B> {
         for rejected in &batch.rejected {
             tracing::warn!(name = %rejected.name, reason = %rejected.reason, "a resource was rejected");
         }
+        self.links.enrolled.send_if_modified(|held| {
+            let changed = held.as_ref() != self.cluster.enrolled();
+            if changed {
+                *held = self.cluster.enrolled().cloned();
+            }
+            changed
+        });
         if batch.resource_type != ResourceType::Address {
             return batch.acknowledge.in_use();
         }
@@ -314,7 +324,7 @@ impl<B: Backend> Reconciler<B> {
             |ask| {
                 let workload = cluster.asked_about(&ask.request);
                 let entry = workload.and_then(|workload| pods.get(&workload.uid));
-                facts(workload, entry, ask)
+                facts(cluster.enrolled(), workload, entry, ask)
             },
             |uid, ask, answer| {
                 let sandbox = &ask.request.sandbox;

@@ -116,6 +116,7 @@ pub async fn run(
     let (orphaned_in, orphaned) = watch::channel(false);
     let (asks, asked) = mpsc::channel(MAX_ASKS);
     let (plugin_in, plugin) = watch::channel(PluginState::Off);
+    let (enrolled, enrolled_now) = watch::channel(None);
     let held = Held::default();
     let in_use = InUse::default();
     let channel = transport::channel(
@@ -149,6 +150,7 @@ pub async fn run(
         chosen: Some(Arc::new(backend.chosen().clone())),
         asks: asked,
         plugin,
+        enrolled,
     };
     let reporter = Reporter {
         node: config.node.clone(),
@@ -163,6 +165,7 @@ pub async fn run(
     };
     let controllers = Controllers::default();
     let installation = Installation::new(&config.cni);
+    let namespaces = podveil_cni::namespaces::path(&config.cni.socket);
     let (hold_bound, membership) = (config.hold_bound, config.cgroup.clone());
     let backend = Arc::new(backend);
     let reconciler = Reconciler::new(config, backend.clone(), links, stop.clone());
@@ -191,6 +194,7 @@ pub async fn run(
     match cni_socket {
         Some(socket) => {
             tasks.spawn(cni::serve(socket, asks, own_uid, stop.clone()));
+            tasks.spawn(cni::tell(namespaces, enrolled_now, stop.clone()));
             let unwanted = controllers.uninstalling.subscribe();
             tasks.spawn(cni::keep(installation, unwanted, plugin_in, stop.clone()));
         }

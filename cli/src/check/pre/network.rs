@@ -100,6 +100,13 @@ fn cilium(config: &BTreeMap<String, String>) -> Vec<Finding> {
             "allow TCP 15008 between enrolled namespaces",
         ));
     }
+    if is_on("cni-exclusive") {
+        findings.push(Finding::warning(
+            "cilium",
+            "cni.exclusive is on: its agent takes other plugins out of its list, and new pods are plain until they are captured",
+            "`helm upgrade cilium ... --set cni.exclusive=false`, or install Podveil with node.cni.enabled=false",
+        ));
+    }
     if is_on("kube-proxy-replacement") && !is_on("bpf-lb-sock-hostns-only") {
         findings.push(Finding::note(
             "cilium",
@@ -153,6 +160,14 @@ mod tests {
                     "Warning: enable-policy=always: what no policy allows is dropped, and tunnels go to port 15008",
                 ],
             ),
+            (
+                "cni-exclusive",
+                "true",
+                vec![
+                    "Warning: cni.exclusive is on: its agent takes other plugins out of its list, and new pods are plain until they are captured",
+                ],
+            ),
+            ("cni-exclusive", "false", vec![]),
             ("mtu", "0", vec![]),
             (
                 "mtu",

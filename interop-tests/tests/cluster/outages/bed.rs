@@ -73,7 +73,7 @@ impl Bed {
         cluster.wait_for_pods("shop")?;
         podveil.label("shop", true)?;
         podveil.wait_for_stage("shop", "mandatory", SETTLE)?;
-        let side = |name| side(&cluster, name);
+        let side = |name| side(&cluster, "shop", name);
         let (client, far, other) = (side("client")?, side("far")?, side("other")?);
         let listeners = Some(Listeners::new(&client, &far)?);
         let bed = Self {
@@ -122,7 +122,11 @@ impl Bed {
     }
 
     pub fn pod(&self, name: &str) -> anyhow::Result<Side> {
-        side(&self.cluster, name)
+        self.pod_of("shop", name)
+    }
+
+    pub fn pod_of(&self, namespace: &str, name: &str) -> anyhow::Result<Side> {
+        side(&self.cluster, namespace, name)
     }
 
     /// From node 1 to node 2.
@@ -271,8 +275,8 @@ impl Bed {
     }
 }
 
-fn side(cluster: &Cluster, name: &str) -> anyhow::Result<Side> {
-    let object = cluster.get(&["--namespace=shop", "pod", name])?;
+fn side(cluster: &Cluster, namespace: &str, name: &str) -> anyhow::Result<Side> {
+    let object = cluster.get(&["--namespace", namespace, "pod", name])?;
     let addresses = object["status"]["podIPs"]
         .as_array()
         .into_iter()

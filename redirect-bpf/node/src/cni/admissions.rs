@@ -30,6 +30,8 @@ pub enum Facts {
     Pending(Arc<str>),
     /// The same, where nobody knows whether it will ever be.
     Unknown(Arc<str>),
+    /// The controller has not told of it, but that its namespace is not enrolled. That may just have changed.
+    OtherNamespace,
 }
 
 impl Facts {
@@ -37,7 +39,7 @@ impl Facts {
     fn bound(&self, about: About) -> Duration {
         match (self, about) {
             (Self::Pending(_), About::Start) => CAPTURE_BOUND,
-            (Self::Unknown(_), About::Start) => UNKNOWN_BOUND,
+            (Self::Unknown(_) | Self::OtherNamespace, About::Start) => UNKNOWN_BOUND,
             _ => Duration::ZERO,
         }
     }
@@ -71,7 +73,7 @@ impl Admissions {
         }
         for (facts, Waiting { ask, uid, .. }) in done {
             let answer = match facts {
-                Facts::NotEnrolled => Answer::NotEnrolled,
+                Facts::NotEnrolled | Facts::OtherNamespace => Answer::NotEnrolled,
                 Facts::Captured => Answer::Captured,
                 Facts::Pending(reason) | Facts::Unknown(reason) => Answer::Refused {
                     reason: reason.to_string(),
@@ -163,6 +165,20 @@ mod tests {
             refused: 1,
         };
         assert_eq!(admissions.answered, counted);
+    }
+
+    #[test]
+    fn a_pod_of_a_namespace_that_is_not_enrolled_starts_though_nobody_tells_of_it() {
+        let now = Instant::now();
+        let mut admissions = Admissions::default();
+        let (start, mut started) = ask(About::Start, "u");
+        admissions.wait(start, now);
+        let facts = |_: &Ask| Facts::OtherNamespace;
+        let again = admissions.answer(now, facts, |_, _, _| {});
+        assert_eq!(again, Some(now + UNKNOWN_BOUND), "it may just have changed");
+        assert!(started.try_recv().is_err());
+        admissions.answer(now + UNKNOWN_BOUND, facts, |_, _, _| {});
+        assert_eq!(started.try_recv().unwrap(), Answer::NotEnrolled);
     }
 
     #[test]

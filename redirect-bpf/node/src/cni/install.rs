@@ -5,19 +5,25 @@ use super::{CniConfig, PluginState};
 use crate::work::chain;
 use notify::Watcher;
 use podveil_cni::{ConfList, ListError, PLUGIN, Settings};
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 /// Notices can be lost: look again this often.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// Not more often than this, should somebody else put it back each time.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Put back so often within a [`WINDOW`], the plugin is contested: each time the agent's answer would follow at once.
+const CONTESTED: usize = 5;
+const WINDOW: Duration = Duration::from_secs(60);
+/// Between two attempts then.
+const CONTESTED_PAUSE: Duration = Duration::from_secs(10);
 /// Configurations are a few kilobytes.
 const MAX_CONF_BYTES: u64 = 1 << 20;
 /// What a container runtime reads as a network configuration.
@@ -30,6 +36,8 @@ pub struct Installation {
     pub plugin: PathBuf,
     pub bin_dir: PathBuf,
     pub conf_dir: PathBuf,
+    /// What [`tell`](super::tell) writes.
+    pub namespaces: PathBuf,
     pub settings: Settings,
 }
 
@@ -49,6 +57,10 @@ pub enum InstallError {
         #[source]
         source: ListError,
     },
+    #[error(
+        "the CNI agent takes it out of its list each time: see that it leaves other plugins alone (Cilium: cni.exclusive=false)"
+    )]
+    Contested,
     #[error("{} has more than {MAX_CONF_BYTES} bytes", path.display())]
     TooLong { path: PathBuf },
     #[error("{} cannot be {what}", path.display())]
@@ -74,6 +86,7 @@ impl Installation {
             plugin: config.plugin.clone(),
             bin_dir: config.bin_dir.clone(),
             conf_dir: config.conf_dir.clone(),
+            namespaces: podveil_cni::namespaces::path(&config.socket),
             settings: Settings {
                 socket: config.socket.clone(),
                 fail_closed: config.fail_closed,
@@ -83,10 +96,10 @@ impl Installation {
     }
 
     /// The program first, then the entry at the end of the configuration that the runtime takes: the first by name. In
-    /// others it has no business.
+    /// others it has no business. Says whether it was not there.
     /// # Errors
     /// [`InstallError`]: the chain is as it was.
-    pub fn put(&self) -> Result<(), InstallError> {
+    pub fn put(&self) -> Result<bool, InstallError> {
         let program = fs::read(&self.plugin).map_err(failed("read", &self.plugin))?;
         let target = self.bin_dir.join(PLUGIN);
         if fs::read(&target).ok().as_ref() != Some(&program) {
@@ -113,30 +126,25 @@ impl Installation {
             source,
         };
         let with = ConfList::new(&text).with(&self.settings).map_err(list)?;
-        if with != text {
-            rewrite(&first, &with)?;
-            tracing::info!(path = %first.display(), "the CNI plugin is chained");
+        if with == text {
+            return Ok(false);
         }
-        Ok(())
+        rewrite(&first, &with)?;
+        tracing::info!(path = %first.display(), "the CNI plugin is chained");
+        Ok(true)
     }
 
     /// The entry first, so that nobody calls what is gone. Where neither is, nothing happens.
     /// # Errors
     /// The first thing that could not be removed; the program stays as long as it may be called.
     pub fn remove(&self) -> Result<(), InstallError> {
-        if !self.conf_dir.exists() && !self.bin_dir.exists() {
-            return Ok(());
-        }
-        for path in self.configurations()? {
-            take_out(&path)?;
-        }
-        let program = self.bin_dir.join(PLUGIN);
-        match fs::remove_file(&program) {
-            Err(source) if source.kind() != ErrorKind::NotFound => {
-                Err(failed("removed", &program)(source))
+        if self.conf_dir.exists() || self.bin_dir.exists() {
+            for path in self.configurations()? {
+                take_out(&path)?;
             }
-            _ => Ok(()),
+            remove_file(&self.bin_dir.join(PLUGIN))?;
         }
+        remove_file(&self.namespaces)
     }
 
     /// Every network configuration, in the order in which the runtime looks.
@@ -156,6 +164,13 @@ impl Installation {
         }
         files.sort_unstable();
         Ok(files)
+    }
+}
+
+pub(super) fn remove_file(path: &Path) -> Result<(), InstallError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != ErrorKind::NotFound => Err(failed("removed", path)(source)),
+        _ => Ok(()),
     }
 }
 
@@ -203,7 +218,7 @@ fn rewrite(path: &Path, text: &str) -> Result<(), InstallError> {
 
 /// In one step, on disk before it is seen: a runtime reads the old file or the new one. The unfinished one has a name that
 /// no runtime reads.
-fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), InstallError> {
+pub(super) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), InstallError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let unfinished = path.with_file_name(format!(".{name}.podveil"));
     let written = (|| {
@@ -224,6 +239,25 @@ fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), InstallError> {
     })
 }
 
+/// When the plugin was put into the chain lately.
+#[derive(Debug, Default)]
+struct Puts(VecDeque<Instant>);
+
+impl Puts {
+    fn note(&mut self, now: Instant) {
+        self.0.push_back(now);
+    }
+
+    fn is_contested(&mut self, now: Instant) -> bool {
+        while self
+            .0
+            .pop_front_if(|at| now.saturating_duration_since(*at) > WINDOW)
+            .is_some()
+        {}
+        self.0.len() > CONTESTED
+    }
+}
+
 /// Keeps the plugin where it belongs until `stop`: put back whenever the CNI agent has written its configuration anew or
 /// another one has come first; out while `unwanted`.
 pub async fn keep(
@@ -236,22 +270,34 @@ pub async fn keep(
     let _watcher = watch_folder(&installation.conf_dir, notice.clone());
     let mut look_again = interval(LOOK_AGAIN);
     look_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut puts = Puts::default();
     let work = async {
         loop {
+            let contested = puts.is_contested(Instant::now());
             tokio::select! {
-                Some(()) = notices.recv() => tokio::time::sleep(PAUSE).await,
                 Ok(()) = unwanted.changed() => {}
-                _ = look_again.tick() => {}
+                () = tokio::time::sleep(CONTESTED_PAUSE), if contested => {}
+                Some(()) = notices.recv(), if !contested => tokio::time::sleep(PAUSE).await,
+                _ = look_again.tick(), if !contested => {}
             }
             let out = *unwanted.borrow_and_update();
             let installation = installation.clone();
             let work = tokio::task::spawn_blocking(move || match out {
-                true => installation.remove(),
+                true => installation.remove().map(|()| false),
                 false => installation.put(),
             });
             let now = match (work.await, out) {
-                (Ok(Ok(())), true) => PluginState::Off,
-                (Ok(Ok(())), false) => PluginState::Installed,
+                (Ok(Ok(_)), true) => PluginState::Off,
+                (Ok(Ok(put)), false) => {
+                    let now = Instant::now();
+                    if put {
+                        puts.note(now);
+                    }
+                    match puts.is_contested(now) {
+                        true => PluginState::Missing(InstallError::Contested.to_string().into()),
+                        false => PluginState::Installed,
+                    }
+                }
                 (Ok(Err(error)), _) => PluginState::Missing(chain(&error).into()),
                 (Err(error), _) => PluginState::Missing(error.to_string().into()),
             };
@@ -298,6 +344,7 @@ mod tests {
             plugin: of("podveil-cni"),
             bin_dir: of("bin"),
             conf_dir: of("conf"),
+            namespaces: of("enrolled-namespaces"),
             settings: Settings {
                 socket: "/run/podveil/cni/cni.sock".into(),
                 fail_closed: true,
@@ -394,6 +441,45 @@ mod tests {
         }
         fs::write(&list, " ".repeat(MAX_CONF_BYTES as usize + 1)).unwrap();
         assert!(matches!(node.put(), Err(InstallError::TooLong { .. })));
+    }
+
+    #[tokio::test]
+    async fn with_an_agent_that_takes_it_out_each_time_it_does_not_fight_and_says_why() {
+        let (_root, node) = node();
+        let path = node.conf_dir.join("05-cilium.conflist");
+        fs::write(&path, CILIUM).unwrap();
+        let (_unwanted, out) = watch::channel(false);
+        let (state, mut seen) = watch::channel(PluginState::Off);
+        let stop = CancellationToken::new();
+        let keeper = tokio::spawn(keep(node, out, state, stop.clone()));
+        let agent = async {
+            loop {
+                if ConfList::new(&fs::read_to_string(&path).unwrap()).is_with() {
+                    fs::write(&path, CILIUM).unwrap();
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let contested = PluginState::Missing(InstallError::Contested.to_string().into());
+        tokio::select! {
+            () = agent => {}
+            told = seen.wait_for(|state| *state == contested) => drop(told.unwrap()),
+        }
+        stop.cancel();
+        keeper.await.unwrap();
+    }
+
+    #[test]
+    fn what_was_contested_is_not_any_more_when_it_has_stood_for_a_while() {
+        let start = Instant::now();
+        let mut puts = Puts::default();
+        for _ in 0..CONTESTED {
+            puts.note(start);
+            assert!(!puts.is_contested(start));
+        }
+        puts.note(start);
+        assert!(puts.is_contested(start + WINDOW));
+        assert!(!puts.is_contested(start + WINDOW + Duration::from_millis(1)));
     }
 
     #[tokio::test]

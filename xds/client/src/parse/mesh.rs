@@ -10,6 +10,8 @@ use std::net::IpAddr;
 const MAX_RANGES: usize = 4096;
 /// Twice what Kubernetes supports.
 const MAX_NODES: usize = 10_000;
+/// Twice what Kubernetes supports.
+const MAX_NAMESPACES: usize = 20_000;
 const MAX_NODE_ADDRESSES: usize = 64;
 
 impl TryFrom<wire::MeshConfig> for Parsed<MeshConfig> {
@@ -22,16 +24,26 @@ impl TryFrom<wire::MeshConfig> for Parsed<MeshConfig> {
             service_ranges: ranges("service_ranges", wire.service_ranges)?,
             ranges_known: wire.ranges_known,
             plain_outbound_ranges: ranges("plain_outbound_ranges", wire.plain_outbound_ranges)?,
-            plain_outbound_namespaces: namespaces(wire.plain_outbound_namespaces)?,
+            plain_outbound_namespaces: namespaces(
+                "plain_outbound_namespaces",
+                MAX_RANGES,
+                wire.plain_outbound_namespaces,
+            )?,
             nodes: nodes(wire.nodes)?,
+            enrolled: (wire.enrolled)
+                .map(|enrolled| namespaces("enrolled.names", MAX_NAMESPACES, enrolled.names))
+                .transpose()?,
             epoch: workload::epoch(wire.epoch),
         }))
     }
 }
 
-fn namespaces(names: Vec<String>) -> Result<BTreeSet<KubernetesName>, Malformed> {
-    let field = "plain_outbound_namespaces";
-    at_most(MAX_RANGES, field, names)?
+fn namespaces(
+    field: &'static str,
+    limit: usize,
+    names: Vec<String>,
+) -> Result<BTreeSet<KubernetesName>, Malformed> {
+    at_most(limit, field, names)?
         .iter()
         .map(|name| kubernetes_name(field, name))
         .collect()
