@@ -105,6 +105,12 @@ pub enum ApplyError {
         #[source]
         source: io::Error,
     },
+    #[error("table {table} of iptables, now empty, cannot be removed")]
+    Table {
+        table: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("unexpected output of {program}")]
     Output {
         program: &'static str,

@@ -41,6 +41,8 @@ pub async fn run_in(
         command
             .args(arguments)
             .env("LC_ALL", "C")
+            // Of iptables' legacy flavour: for each namespace its own, and no file that a read-only root does not let be made.
+            .env("XTABLES_LOCKFILE", "/proc/self/ns/net")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -6,7 +6,7 @@ use crate::command::{CommandError, run_in};
 use crate::connections::{Connection, Connections};
 use crate::reference::scratch;
 use crate::routes::{self, Family};
-use crate::{BackEnd, Unusable, conntrack};
+use crate::{BackEnd, Unusable, conntrack, nfnetlink};
 use chains::Rules;
 use podveil_netns::NetNs;
 use podveil_netns::cgroup::CgroupPath;
@@ -39,7 +39,7 @@ pub enum Flavour {
 /// - Conntrack's patience with half-closed connections is the kernel's own: a minute or two without data in either
 ///   direction, then what comes is dropped at the pod's edge.
 /// - Counters begin again whenever rules are written.
-/// - Built-in tables, once there, stay in the namespace, empty.
+/// - The kernel's own tables of the legacy flavour, once there, stay in the namespace, empty.
 #[derive(Clone, Debug)]
 pub struct Iptables {
     cgroup: CgroupPath,
@@ -117,12 +117,42 @@ impl Iptables {
     }
 
     async fn saved(&self, netns: &NetNs, family: Family) -> Result<Saved, ApplyError> {
+        Ok(parse(&self.text(netns, family).await?))
+    }
+
+    async fn text(&self, netns: &NetNs, family: Family) -> Result<String, ApplyError> {
         let save = match family {
             Family::V4 => "iptables-save",
             Family::V6 => "ip6tables-save",
         };
         let output = run_in(netns, self.program(), &[save, "-c"], "").await?;
-        Ok(parse(&String::from_utf8_lossy(&output)))
+        Ok(String::from_utf8_lossy(&output).into_owned())
+    }
+
+    /// The newer flavour makes the tables that it writes to, and leaves them there. The kernel's own of the legacy one are
+    /// always there.
+    async fn remove_empty_tables(&self, netns: &NetNs, family: Family) -> Result<(), ApplyError> {
+        if self.flavour == Flavour::Legacy {
+            return Ok(());
+        }
+        let text = self.text(netns, family).await?;
+        for table in left_empty(&text) {
+            // What is listed need not be there: these are, since we have written to them.
+            let chains: Vec<&str> = (chains::JUMPS.iter())
+                .filter(|(ours, ..)| *ours == table)
+                .map(|(_, chain, _)| *chain)
+                .collect();
+            let family = match family {
+                Family::V4 => nfnetlink::NFPROTO_IPV4,
+                Family::V6 => nfnetlink::NFPROTO_IPV6,
+            };
+            let removed = nfnetlink::remove_empty_table(netns, family, table, &chains);
+            removed.map_err(|source| ApplyError::Table {
+                table: table.to_owned(),
+                source,
+            })?;
+        }
+        Ok(())
     }
 
     /// Writes tables, in this order, and the jumps into them that are missing.
@@ -207,6 +237,28 @@ fn parse(text: &str) -> Saved {
         }
     }
     saved
+}
+
+/// Tables of those that we write to in which nothing stands but the kernel's own chains, as they are by themselves.
+fn left_empty(text: &str) -> BTreeSet<&str> {
+    let mut empty = BTreeSet::new();
+    let mut table = "";
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix('*') {
+            table = name;
+            if chains::JUMPS.iter().any(|(ours, ..)| *ours == table) {
+                empty.insert(table);
+            }
+        } else if let Some(chain) = line.strip_prefix(':') {
+            let policy = chain.split(' ').nth(1);
+            if policy != Some("ACCEPT") {
+                empty.remove(table);
+            }
+        } else if line.contains(" -A ") {
+            empty.remove(table);
+        }
+    }
+    empty
 }
 
 /// A rule without its counter.
@@ -418,6 +470,7 @@ impl Backend for Iptables {
             }
             if !script.is_empty() {
                 self.load(netns, family, &script).await?;
+                self.remove_empty_tables(netns, family).await?;
             }
         }
         remove_sets(netns).await?;
@@ -444,6 +497,20 @@ async fn remove_sets(netns: &NetNs) -> Result<(), ApplyError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_that_holds_anything_of_anybodys_is_not_empty() {
+        let text = "*raw\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n*nat\n:OUTPUT ACCEPT [0:0]\n:PREROUTING ACCEPT [1:60]\nCOMMIT\n\
+                    *filter\n:INPUT DROP [0:0]\nCOMMIT\n";
+        assert_eq!(left_empty(text), BTreeSet::from(["nat"]));
+        for other in [
+            "*nat\n:OUTPUT ACCEPT [0:0]\n:OTHER - [0:0]\nCOMMIT\n",
+            "*nat\n:OUTPUT ACCEPT [0:0]\n[0:0] -A OUTPUT -j ACCEPT\nCOMMIT\n",
+            "# Table `nat' is incompatible, use 'nft' tool.\n",
+        ] {
+            assert_eq!(left_empty(other), BTreeSet::new(), "{other}");
+        }
+    }
 
     #[test]
     fn what_stands_is_read_back_as_it_was_written() {

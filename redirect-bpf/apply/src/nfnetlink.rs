@@ -11,17 +11,29 @@ use std::time::Duration;
 const AF_NETLINK: i32 = 16;
 const NETLINK_NETFILTER: i32 = 12;
 const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+/// Of a removal: not what holds anything.
+const NLM_F_NONREC: u16 = 0x100;
 const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const TYPE_MASK: u16 = 0x3fff;
 const NFT_NEWTABLE: u16 = 0xa00;
 const NFT_GETTABLE: u16 = 0xa01;
+const NFT_DELTABLE: u16 = 0xa02;
+const NFT_DELCHAIN: u16 = 0xa05;
 const NFT_NEWGEN: u16 = 0xa0f;
 const NFT_GETGEN: u16 = 0xa10;
 const NFTA_GEN_ID: u16 = 1;
+pub const NFPROTO_IPV4: u8 = 2;
+pub const NFPROTO_IPV6: u8 = 10;
 const NFPROTO_INET: u8 = 1;
 const NFTA_TABLE_NAME: u16 = 1;
+const NFTA_CHAIN_TABLE: u16 = 1;
+const NFTA_CHAIN_NAME: u16 = 3;
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+const SUBSYSTEM: u16 = 10;
 /// Of a netlink message, and with the part that netfilter adds.
 pub const HEADER: usize = 16;
 pub const HEADERS: usize = HEADER + 4;
@@ -98,19 +110,62 @@ impl Nfnetlink {
 /// # Errors
 /// What the kernel says: `Unsupported` or another without nf_tables.
 pub fn has_table(netns: &NetNs, name: &str) -> io::Result<bool> {
-    let length = 4 + name.len() + 1;
-    let mut attribute = Vec::with_capacity(aligned(length));
-    attribute.extend((length as u16).to_ne_bytes());
-    attribute.extend(NFTA_TABLE_NAME.to_ne_bytes());
-    attribute.extend(name.as_bytes());
-    // The zero that ends it, and padding.
-    attribute.resize(aligned(length), 0);
-    let question = message(NFT_GETTABLE, 0, NFPROTO_INET, &attribute);
+    let name = text(NFTA_TABLE_NAME, name);
+    let question = message(NFT_GETTABLE, 0, NFPROTO_INET, &name);
     match Nfnetlink::open(netns)?.ask(&question, NFT_NEWTABLE) {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Removes these chains and their table, all of it or nothing: nothing where a chain has a rule, or the table another chain.
+/// `family`: the kernel's number. Says whether it is gone.
+/// # Errors
+/// What the kernel says.
+pub fn remove_empty_table(
+    netns: &NetNs,
+    family: u8,
+    table: &str,
+    chains: &[&str],
+) -> io::Result<bool> {
+    let mut batch = bracket(BATCH_BEGIN);
+    for chain in chains {
+        let names = [text(NFTA_CHAIN_TABLE, table), text(NFTA_CHAIN_NAME, chain)].concat();
+        batch.extend(message(NFT_DELCHAIN, NLM_F_NONREC, family, &names));
+    }
+    let name = text(NFTA_TABLE_NAME, table);
+    let flags = NLM_F_NONREC | NLM_F_ACK;
+    batch.extend(message(NFT_DELTABLE, flags, family, &name));
+    batch.extend(bracket(BATCH_END));
+    match Nfnetlink::open(netns)?.ask(&batch, NLMSG_ERROR) {
+        Ok(answer) => match error(&answer) {
+            done if done.raw_os_error() == Some(0) => Ok(true),
+            busy if busy.kind() == io::ErrorKind::ResourceBusy => Ok(false),
+            gone if gone.kind() == io::ErrorKind::NotFound => Ok(false),
+            error => Err(error),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+/// Begins or ends a transaction of nf_tables.
+fn bracket(kind: u16) -> Vec<u8> {
+    let mut bracket = message(kind, 0, 0, &[]);
+    bracket[HEADERS - 2..].copy_from_slice(&SUBSYSTEM.to_be_bytes());
+    bracket
+}
+
+/// An attribute that is a text.
+fn text(kind: u16, value: &str) -> Vec<u8> {
+    let length = 4 + value.len() + 1;
+    let mut attribute = Vec::with_capacity(aligned(length));
+    attribute.extend((length as u16).to_ne_bytes());
+    attribute.extend(kind.to_ne_bytes());
+    attribute.extend(value.as_bytes());
+    // The zero that ends it, and padding.
+    attribute.resize(aligned(length), 0);
+    attribute
 }
 
 /// How many transactions of nf_tables this namespace has seen, modulo 2^32.
