@@ -432,14 +432,10 @@ impl Index {
                 .filter(|(_, node)| !node.addresses.is_empty())
                 .map(|(name, node)| (name.clone(), node.addresses.clone()))
                 .collect(),
-            enrolled: Some(
-                cluster
-                    .namespaces
-                    .iter()
-                    .filter(|(_, namespace)| namespace.is_labelled() && !namespace.own)
-                    .map(|(name, _)| name.clone())
-                    .collect(),
-            ),
+            not_enrolled: (cluster.namespaces.iter())
+                .filter(|(_, namespace)| !namespace.is_labelled() || namespace.own)
+                .map(|(name, _)| name.clone())
+                .collect(),
             epoch: Epoch {
                 resource_version: version,
                 stage: 0,

@@ -506,16 +506,16 @@ fn an_unchanged_mesh_keeps_its_epoch() {
 }
 
 #[test]
-fn every_node_is_told_which_namespaces_are_enrolled() {
+fn every_node_is_told_which_namespaces_are_not_enrolled() {
     let mut world = World::new();
     world.apply(
         "namespaces: [{name: shop, labels: {io.cilium/mtls-enabled: 'true'}}, {name: plain}]",
     );
     let first = world.last.clone().unwrap().mesh;
-    assert_eq!(first.enrolled, Some(["shop".parse().unwrap()].into()));
+    assert_eq!(first.not_enrolled, ["plain".parse().unwrap()].into());
     world.apply("namespaces: [{name: shop}, {name: plain}]");
     let changed = world.last.clone().unwrap().mesh;
-    assert_eq!(changed.enrolled, Some([].into()));
+    assert_eq!(changed.not_enrolled.len(), 2);
     assert!(changed.epoch > first.epoch);
 }
 

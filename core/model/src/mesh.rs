@@ -19,8 +19,8 @@ pub struct MeshConfig {
     pub plain_outbound_namespaces: BTreeSet<KubernetesName>,
     /// The nodes' own addresses: there every service's NodePort and a pod's hostPorts are reached.
     pub nodes: BTreeMap<KubernetesName, Vec<IpAddr>>,
-    /// Every namespace whose pods are enrolled unless they opt out. `None`: the control plane does not say.
-    pub enrolled: Option<BTreeSet<KubernetesName>>,
+    /// Namespaces without the label that enrols. One that is not among them counts as enrolled: nobody may have told of it.
+    pub not_enrolled: BTreeSet<KubernetesName>,
     pub epoch: Epoch,
 }
 

@@ -277,7 +277,7 @@ pub fn mesh() -> MeshConfig {
         plain_outbound_ranges: Vec::new(),
         plain_outbound_namespaces: Default::default(),
         nodes: Default::default(),
-        enrolled: None,
+        not_enrolled: Default::default(),
         epoch: Epoch::default(),
     }
 }

@@ -172,6 +172,10 @@ impl Cluster {
                 Ok(())
             })?;
         }
+        for node in &self.nodes {
+            // What is in memory only goes with the power; of the rest the machines' first processes hold on.
+            node.machine.run(&["rm", "-rf", "/run/podveil"])?;
+        }
         Ok(())
     }
 

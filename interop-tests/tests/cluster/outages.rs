@@ -39,7 +39,8 @@ fn what_is_away_takes_no_connection_with_it_and_comes_back() -> anyhow::Result<(
             cut_off,
         ),
         (
-            "while no controller answers, a new pod of an enrolled namespace waits and says why; another starts, and is refused",
+            "while no controller answers, a new pod waits and says why where its namespace is or may be enrolled; another \
+             starts, and is refused",
             pods_that_come_meanwhile,
         ),
         (
@@ -151,9 +152,10 @@ fn pods_that_come_meanwhile(bed: &mut Bed) -> anyhow::Result<String> {
     let began = Instant::now();
     let outcome = (|| -> anyhow::Result<_> {
         bed.cluster.apply(&format!(
-            "{}apiVersion: v1\nkind: Namespace\nmetadata: {{ name: other }}\n---\n{}",
+            "{}{}apiVersion: v1\nkind: Namespace\nmetadata: {{ name: made-now }}\n---\n{}",
             pod("shop", "late", "node-2"),
             pod("other", "plain", "node-2"),
+            pod("made-now", "late", "node-2"),
         ))?;
         bed.cluster.wait_for_pods("other")?;
         let started = began.elapsed();
@@ -161,28 +163,17 @@ fn pods_that_come_meanwhile(bed: &mut Bed) -> anyhow::Result<String> {
         let _listener = tcp::listen(&plain.netns, bed::PORT)?;
         // Nobody has told of it: it is asked for, and refused when nobody answers.
         tcp::expect_connection_reset(&bed.client.netns, plain.v4(bed::PORT))?;
-        eventually(SETTLE, "its kubelet says why it does not start", || {
-            let events = bed.cluster.get(&[
-                "--namespace=shop",
-                "events",
-                "--field-selector=involvedObject.name=late,reason=FailedCreatePodSandBox",
-            ])?;
-            let events = events["items"].to_string();
-            ensure!(
-                events.contains("the controller has not told of this pod yet"),
-                "{events}"
-            );
-            Ok(())
-        })?;
-        let late =
-            bed.cluster.get(&["--namespace=shop", "pod", "late"])?["status"]["podIP"].clone();
-        ensure!(late.is_null(), "it has an address: {late}");
+        for namespace in ["shop", "made-now"] {
+            waits_and_says_why(bed, namespace)?;
+        }
         Ok(started)
     })();
     bed.signal_all(CONTROLLER, Signal::SIGCONT)?;
     let continued = Instant::now();
     let started = outcome?;
-    bed.cluster.wait_for_pods("shop")?;
+    for namespace in ["shop", "made-now"] {
+        bed.cluster.wait_for_pods(namespace)?;
+    }
     bed.wait_until_whole()?;
     let back = continued.elapsed();
     let late = bed.pod("late")?;
@@ -193,12 +184,32 @@ fn pods_that_come_meanwhile(bed: &mut Bed) -> anyhow::Result<String> {
     bed.cluster
         .kubectl(&["--namespace=shop", "delete", "pod", "late"])?;
     bed.cluster
-        .kubectl(&["delete", "namespace", "other", "--timeout=60s"])?;
+        .kubectl(&["--namespace=other", "delete", "pod", "plain"])?;
+    bed.cluster
+        .kubectl(&["delete", "namespace", "made-now", "--timeout=60s"])?;
     Ok(format!(
         "the other one is ready after {:.1} s; the enrolled one mandatory {:.1} s after the controllers are back",
         started.as_secs_f64(),
         back.as_secs_f64()
     ))
+}
+
+/// As its kubelet says of pod `late`.
+fn waits_and_says_why(bed: &Bed, namespace: &str) -> anyhow::Result<()> {
+    let scope = format!("--namespace={namespace}");
+    eventually(SETTLE, "its kubelet says why it does not start", || {
+        let failed = "--field-selector=involvedObject.name=late,reason=FailedCreatePodSandBox";
+        let events = bed.cluster.get(&[&scope, "events", failed])?["items"].to_string();
+        ensure!(
+            events.contains("the controller has not told of this pod yet"),
+            "{events}"
+        );
+        Ok(())
+    })?;
+    let late = bed.cluster.get(&[&scope, "pod", "late"])?;
+    let address = &late["status"]["podIP"];
+    ensure!(address.is_null(), "it has an address: {address}");
+    Ok(())
 }
 
 fn without_the_api_server(bed: &mut Bed) -> anyhow::Result<String> {

@@ -349,7 +349,7 @@ fn foreign_mesh(config: &NodeConfig) -> MeshConfig {
         plain_outbound_ranges: Vec::new(),
         plain_outbound_namespaces: BTreeSet::new(),
         nodes: BTreeMap::new(),
-        enrolled: None,
+        not_enrolled: BTreeSet::new(),
         epoch: Epoch::default(),
     }
 }

@@ -6,7 +6,7 @@
 //! namespace by descriptor, and passes the result of the plugins before it on unchanged, or says why not. CNI 0.3.1 to
 //! 1.1.0.
 //!
-//! Where the node program cannot be asked, [`namespaces`] says which ones it was told to be enrolled: pods of others start.
+//! Where the node program cannot be asked, a file says which namespaces are [`NotEnrolled`]: their pods start.
 //!
 //! [`wire`] is what the two say to each other, [`ConfList`] edits the list that the plugin stands in; the node program uses
 //! both. Starts nothing, keeps nothing.
@@ -18,7 +18,7 @@ mod config;
 mod environment;
 mod failure;
 mod list;
-pub mod namespaces;
+mod namespaces;
 mod plugin;
 pub mod wire;
 
@@ -27,4 +27,5 @@ pub use config::{Config, ConfigError, Settings};
 pub use environment::{Arguments, Attachment, EnvironmentError, Verb};
 pub use failure::Failure;
 pub use list::{ConfList, ListError};
+pub use namespaces::NotEnrolled;
 pub use plugin::{PLUGIN, Variables, run};

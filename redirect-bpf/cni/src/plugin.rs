@@ -3,13 +3,14 @@ use crate::ask::ask;
 use crate::config::{Config, MAX_BYTES, NEWEST, VERSIONS};
 use crate::environment::{Attachment, EnvironmentError, Verb, bounded};
 use crate::failure::{Failure, What};
-use crate::namespaces;
+use crate::namespaces::NotEnrolled;
 use crate::wire::{About, Answer, CAPTURE_BOUND, Request, UNKNOWN_BOUND};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use serde_json::json;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 /// The plugin's type in a configuration, and its file in the runtime's folder.
@@ -121,7 +122,7 @@ fn open_netns(path: String) -> Result<OwnedFd, What> {
     open(path.as_str(), flags, Mode::empty()).map_err(|source| What::NetNs { path, source })
 }
 
-/// As the node program says. Where it says nothing, only a pod of a namespace that is enrolled, or may be, stays out.
+/// As the node program says. Where it says nothing, a pod stays out unless its namespace is known not to be enrolled.
 fn decide(
     config: &Config,
     request: &Request,
@@ -132,7 +133,7 @@ fn decide(
     let what = match ask(socket, request, netns, bound) {
         Ok(Answer::Captured | Answer::NotEnrolled) => return Ok(()),
         Ok(Answer::Refused { reason }) => What::Refused { reason },
-        Err(_) if namespaces::is_other(socket, &request.namespace) => return Ok(()),
+        Err(_) if is_not_enrolled(socket, &request.namespace) => return Ok(()),
         Err(error) => What::Ask(error),
     };
     match config.settings.fail_closed {
@@ -140,4 +141,8 @@ fn decide(
         // Captured a little later, as without the plugin; the node program counts it.
         false => Ok(()),
     }
+}
+
+fn is_not_enrolled(socket: &Path, namespace: &str) -> bool {
+    NotEnrolled::read(&NotEnrolled::path(socket)).is_some_and(|told| told.names.contains(namespace))
 }

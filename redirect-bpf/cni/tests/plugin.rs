@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The program as a container runtime calls it, before a node program of the test's own.
 
+use podveil_cni::NotEnrolled;
 use podveil_cni::wire::{About, Answer, MAX_PACKET_BYTES, Request};
 use podveil_netns::NetNs;
 use podveil_netns::seqpacket::Listener;
@@ -254,23 +255,23 @@ fn a_node_program_that_cannot_answer_stops_a_pod_only_where_that_is_set() {
 
 #[test]
 fn without_the_node_program_only_pods_of_namespaces_that_are_or_may_be_enrolled_stay_out() {
+    let told = NotEnrolled {
+        version: "7.0".into(),
+        names: ["other".to_owned()].into(),
+    };
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("cni.sock");
     let add = |namespace| Call::new("ADD", &socket).of_namespace(namespace);
     assert_eq!(add("other").fails()["code"], 11, "nobody has told");
-    std::fs::write(
-        podveil_cni::namespaces::path(&socket),
-        podveil_cni::namespaces::encode(["shop"]),
-    )
-    .unwrap();
+    std::fs::write(NotEnrolled::path(&socket), told.encode()).unwrap();
     add("other").passes();
-    assert_eq!(add("shop").fails()["code"], 11);
-    drop(folder);
+    for namespace in ["shop", "made-since"] {
+        assert_eq!(add(namespace).fails()["code"], 11);
+    }
     // Whom it answers, it answers for.
     let reason = "not yet".to_owned();
     let (_folder, socket, _asked) = node(answers(Answer::Refused { reason }));
-    let names = podveil_cni::namespaces::encode(["shop"]);
-    std::fs::write(podveil_cni::namespaces::path(&socket), names).unwrap();
+    std::fs::write(NotEnrolled::path(&socket), told.encode()).unwrap();
     let error = Call::new("ADD", &socket).of_namespace("other").fails();
     assert!(
         error["msg"].as_str().unwrap().ends_with("not yet"),

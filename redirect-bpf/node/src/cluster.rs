@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+use crate::cni::Namespaces;
 use crate::reports::Change;
 use podveil_cni::wire::Request;
 use podveil_identity::KubernetesName;
-use podveil_model::{MeshConfig, Uid, Workload};
+use podveil_model::{Uid, Workload};
 use podveil_plan::Fence;
 use podveil_xds_client::Update;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What this module needs of the cluster's state.
@@ -13,15 +14,15 @@ use std::sync::Arc;
 pub struct Cluster {
     node: KubernetesName,
     workloads: BTreeMap<Uid, Arc<Workload>>,
-    mesh: Option<Arc<MeshConfig>>,
+    namespaces: Arc<Namespaces>,
 }
 
 impl Cluster {
-    pub fn new(node: KubernetesName) -> Self {
+    pub fn new(node: KubernetesName, namespaces: Arc<Namespaces>) -> Self {
         Self {
             node,
             workloads: BTreeMap::new(),
-            mesh: None,
+            namespaces,
         }
     }
 
@@ -50,10 +51,7 @@ impl Cluster {
                 Some(((uid, None), is_fenced(&held)))
             }
             Update::Mesh(mesh) => {
-                let newest = self.mesh.as_ref().map(|held| held.epoch);
-                if newest.is_none_or(|newest| newest <= mesh.epoch) {
-                    self.mesh = Some(mesh.clone());
-                }
+                Arc::make_mut(&mut self.namespaces).take(mesh);
                 None
             }
             Update::Service(_)
@@ -63,9 +61,8 @@ impl Cluster {
         }
     }
 
-    /// The namespaces whose pods are enrolled unless they opt out; `None` where nobody has told.
-    pub fn enrolled(&self) -> Option<&BTreeSet<KubernetesName>> {
-        self.mesh.as_ref()?.enrolled.as_ref()
+    pub fn namespaces(&self) -> &Arc<Namespaces> {
+        &self.namespaces
     }
 
     pub fn fence(&self) -> Fence {
@@ -101,12 +98,12 @@ impl Cluster {
 mod tests {
     use super::*;
     use podveil_cni::wire::About;
-    use podveil_model::{Epoch, Stage};
+    use podveil_model::Stage;
     use podveil_testing::workload;
 
     #[test]
     fn a_pod_from_a_file_is_found_by_its_kubelets_uid_and_name_for_it_on_its_own_node_only() {
-        let mut cluster = Cluster::new("node-1".parse().unwrap());
+        let mut cluster = Cluster::new("node-1".parse().unwrap(), Arc::default());
         // The first two say that they are the same pod of the node, as the third one is.
         for (uid, namespace, name, node, node_uid) in [
             ("1-other-name", "system", "other", "node-1", "hash"),
@@ -139,31 +136,8 @@ mod tests {
     }
 
     #[test]
-    fn an_older_word_about_enrolled_namespaces_changes_nothing() {
-        let mut cluster = Cluster::new("node-1".parse().unwrap());
-        assert_eq!(cluster.enrolled(), None);
-        let shop = BTreeSet::from(["shop".parse().unwrap()]);
-        for (epoch, told, holds) in [
-            (7, Some(shop.clone()), Some(&shop)),
-            (6, Some(BTreeSet::new()), Some(&shop)),
-            (8, None, None),
-        ] {
-            let mesh = MeshConfig {
-                enrolled: told,
-                epoch: Epoch {
-                    resource_version: epoch,
-                    stage: 0,
-                },
-                ..podveil_testing::mesh()
-            };
-            assert_eq!(cluster.update(&Update::Mesh(mesh.into())), None);
-            assert_eq!(cluster.enrolled(), holds);
-        }
-    }
-
-    #[test]
     fn fences_follow_from_those_who_are_announced_or_were() {
-        let mut cluster = Cluster::new("node-1".parse().unwrap());
+        let mut cluster = Cluster::new("node-1".parse().unwrap(), Arc::default());
         for (step, stage, fence) in [
             (1, Stage::Wanted, false),
             (2, Stage::Capturable, false),

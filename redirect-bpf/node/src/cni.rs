@@ -8,8 +8,9 @@ mod namespaces;
 mod server;
 
 pub use admissions::{Admissions, Facts};
+pub(crate) use install::remove_file;
 pub use install::{InstallError, Installation, keep};
-pub use namespaces::tell;
+pub use namespaces::{Namespaces, tell};
 pub use server::{Ask, serve};
 
 use std::fmt;

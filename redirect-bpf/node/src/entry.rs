@@ -2,14 +2,13 @@
 //! What the loop holds of one pod, and what others are told of it: the proxy by an offer, the CNI plugin by facts.
 
 use crate::PodCondition;
-use crate::cni::{Ask, Facts};
+use crate::cni::{Ask, Facts, Namespaces};
 use crate::finder::Found;
 use crate::listeners::PodListeners;
 use crate::pod::Pod;
 use crate::zds::{Offer, Taking};
 use podveil_apply::Connection;
 use podveil_cni::wire::About;
-use podveil_identity::KubernetesName;
 use podveil_model::Workload;
 use podveil_plan::Fence;
 use std::collections::BTreeSet;
@@ -83,17 +82,16 @@ impl Entry {
 
 /// What is known of a pod that the CNI plugin asks about.
 pub(crate) fn facts(
-    enrolled: Option<&BTreeSet<KubernetesName>>,
+    namespaces: &Namespaces,
     workload: Option<&Arc<Workload>>,
     entry: Option<&Entry>,
     ask: &Ask,
 ) -> Facts {
     let pending = |reason: &str| Facts::Pending(reason.into());
     let Some(workload) = workload else {
-        let namespace = ask.request.namespace.parse::<KubernetesName>();
-        return match (enrolled, namespace) {
-            (Some(names), Ok(name)) if !names.contains(&name) => Facts::OtherNamespace,
-            _ => Facts::Unknown("the controller has not told of this pod yet".into()),
+        return match namespaces.are_without(&ask.request.namespace) {
+            true => Facts::OtherNamespace,
+            false => Facts::Unknown("the controller has not told of this pod yet".into()),
         };
     };
     if workload.host_network || ask.request.about == About::End {

@@ -3,7 +3,7 @@
 //! piece of work, and publishes offers, status and acknowledgements.
 
 use crate::cluster::Cluster;
-use crate::cni::{Admissions, Ask};
+use crate::cni::{Admissions, Ask, Namespaces};
 use crate::config::RedirectConfig;
 use crate::entry::{Entry, Place, facts};
 use crate::fence_steps::FenceSteps;
@@ -16,7 +16,6 @@ use crate::zds::{Offer, Offers, Proxy};
 use crate::{PluginState, PodStatus, Status};
 use podveil_apply::{Backend, Chosen};
 use podveil_cni::wire::{About, Answer};
-use podveil_identity::KubernetesName;
 use podveil_model::Uid;
 use podveil_netns::seqpacket::Peer;
 use podveil_plan::{Capture, Fence};
@@ -50,7 +49,7 @@ pub struct Links {
     pub asks: mpsc::Receiver<Ask>,
     pub plugin: watch::Receiver<PluginState>,
     /// For the plugin, while nobody answers it.
-    pub enrolled: watch::Sender<Option<BTreeSet<KubernetesName>>>,
+    pub namespaces: watch::Sender<Arc<Namespaces>>,
 }
 
 pub struct Reconciler<B> {
@@ -94,8 +93,9 @@ impl<B: Backend> Reconciler<B> {
         links: Links,
         stop: CancellationToken,
     ) -> Self {
+        let namespaces = links.namespaces.borrow().clone();
         Self {
-            cluster: Cluster::new(config.node.clone()),
+            cluster: Cluster::new(config.node.clone(), namespaces),
             finder: Arc::new(Finder::new(&config.find)),
             config,
             backend,
@@ -155,13 +155,10 @@ impl<B: Backend> Reconciler<B> {
         for rejected in &batch.rejected {
             tracing::warn!(name = %rejected.name, reason = %rejected.reason, "a resource was rejected");
         }
-        self.links.enrolled.send_if_modified(|held| {
-            let changed = held.as_ref() != self.cluster.enrolled();
-            if changed {
-                *held = self.cluster.enrolled().cloned();
-            }
-            changed
-        });
+        if batch.resource_type == ResourceType::MeshConfig {
+            let namespaces = self.cluster.namespaces().clone();
+            self.links.namespaces.send_replace(namespaces);
+        }
         if batch.resource_type != ResourceType::Address {
             return batch.acknowledge.in_use();
         }
@@ -324,7 +321,7 @@ impl<B: Backend> Reconciler<B> {
             |ask| {
                 let workload = cluster.asked_about(&ask.request);
                 let entry = workload.and_then(|workload| pods.get(&workload.uid));
-                facts(cluster.enrolled(), workload, entry, ask)
+                facts(cluster.namespaces(), workload, entry, ask)
             },
             |uid, ask, answer| {
                 let sandbox = &ask.request.sandbox;

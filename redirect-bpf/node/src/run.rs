@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::PluginState;
-use crate::cni::{self, InstallError, Installation};
+use crate::cni::{self, InstallError, Installation, Namespaces};
 use crate::config::RedirectConfig;
 use crate::finder::{FindError, Finder};
 use crate::holder::{self, Answers, Held};
@@ -11,13 +11,14 @@ use crate::work::chain;
 use crate::zds::{self, Proxy};
 use podveil_apply::{ApplyError, BackEndError, BackEnds, Backend, NodeError};
 use podveil_ca_client::{ProgramCredentials, transport};
+use podveil_cni::NotEnrolled;
 use podveil_identity::ProgramIdentity;
 use podveil_netns::cgroup::{CgroupError, Membership};
 use podveil_netns::seqpacket;
 use podveil_reports::{Controllers, Replicas};
 use podveil_xds_client::{Client, NodeInfo};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -116,7 +117,8 @@ pub async fn run(
     let (orphaned_in, orphaned) = watch::channel(false);
     let (asks, asked) = mpsc::channel(MAX_ASKS);
     let (plugin_in, plugin) = watch::channel(PluginState::Off);
-    let (enrolled, enrolled_now) = watch::channel(None);
+    let not_enrolled = NotEnrolled::path(&config.cni.socket);
+    let (namespaces, namespaces_now) = watch::channel(Namespaces::read(&not_enrolled).into());
     let held = Held::default();
     let in_use = InUse::default();
     let channel = transport::channel(
@@ -150,7 +152,7 @@ pub async fn run(
         chosen: Some(Arc::new(backend.chosen().clone())),
         asks: asked,
         plugin,
-        enrolled,
+        namespaces,
     };
     let reporter = Reporter {
         node: config.node.clone(),
@@ -165,7 +167,6 @@ pub async fn run(
     };
     let controllers = Controllers::default();
     let installation = Installation::new(&config.cni);
-    let namespaces = podveil_cni::namespaces::path(&config.cni.socket);
     let (hold_bound, membership) = (config.hold_bound, config.cgroup.clone());
     let backend = Arc::new(backend);
     let reconciler = Reconciler::new(config, backend.clone(), links, stop.clone());
@@ -194,13 +195,13 @@ pub async fn run(
     match cni_socket {
         Some(socket) => {
             tasks.spawn(cni::serve(socket, asks, own_uid, stop.clone()));
-            tasks.spawn(cni::tell(namespaces, enrolled_now, stop.clone()));
+            tasks.spawn(cni::tell(not_enrolled, namespaces_now, stop.clone()));
             let unwanted = controllers.uninstalling.subscribe();
             tasks.spawn(cni::keep(installation, unwanted, plugin_in, stop.clone()));
         }
         // Of a start with other settings.
         None => {
-            if let Err(error) = installation.remove() {
+            if let Err(error) = remove_plugin(&installation, &not_enrolled) {
                 tracing::warn!(error = chain(&error), "the CNI plugin cannot be taken out");
             }
         }
@@ -223,6 +224,12 @@ pub async fn run(
     })
 }
 
+/// With what only it reads.
+fn remove_plugin(installation: &Installation, not_enrolled: &Path) -> Result<(), InstallError> {
+    installation.remove()?;
+    cni::remove_file(not_enrolled)
+}
+
 /// Drops what is kept for namespaces that have ended, soon after they have: the kernel takes one apart in its own time.
 async fn keep_forgetting(backend: Arc<BackEnds>, stop: CancellationToken) {
     let mut due = tokio::time::interval(FORGET);
@@ -242,7 +249,8 @@ async fn keep_forgetting(backend: Arc<BackEnds>, stop: CancellationToken) {
 /// # Errors
 /// What could not be removed.
 pub fn purge(config: &RedirectConfig) -> Result<(), TeardownError> {
-    Installation::new(&config.cni).remove()?;
+    let not_enrolled = NotEnrolled::path(&config.cni.socket);
+    remove_plugin(&Installation::new(&config.cni), &not_enrolled)?;
     BackEnds::purge(&config.bpf_dir)?;
     for socket in [
         &config.zds_socket,

@@ -151,7 +151,7 @@ fn full_mesh() -> MeshConfig {
             vec!["172.18.0.2".parse().unwrap(), "fc00::2".parse().unwrap()],
         )]
         .into(),
-        enrolled: Some(["shop".parse().unwrap()].into()),
+        not_enrolled: ["plain".parse().unwrap()].into(),
         epoch: Epoch {
             resource_version: 1,
             stage: 0,

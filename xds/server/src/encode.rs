@@ -142,9 +142,7 @@ pub(crate) fn mesh_config(mesh: &MeshConfig) -> Any {
                 addresses: addresses.iter().copied().map(ip).collect(),
             })
             .collect(),
-        enrolled: (mesh.enrolled.as_ref()).map(|names| ours::EnrolledNamespaces {
-            names: names.iter().map(ToString::to_string).collect(),
-        }),
+        not_enrolled: mesh.not_enrolled.iter().map(ToString::to_string).collect(),
     };
     Any {
         type_url: type_url::MESH_CONFIG.to_owned(),

@@ -65,7 +65,8 @@ impl Bed {
         let cluster = Cluster::up(&checkout.podveilctl)?;
         let podveil = Podveil::install(&cluster, &checkout, &journey::VALUES)?;
         cluster.apply(&format!(
-            "apiVersion: v1\nkind: Namespace\nmetadata: {{ name: shop }}\n---\n{}{}{}",
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{ name: shop }}\n---\n\
+             apiVersion: v1\nkind: Namespace\nmetadata: {{ name: other }}\n---\n{}{}{}",
             pod("shop", "client", "node-1"),
             pod("shop", "far", "node-2"),
             pod("shop", "other", "node-2"),

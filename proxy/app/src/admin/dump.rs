@@ -59,7 +59,7 @@ pub(super) fn status(facts: &Facts) -> Value {
                 "plainOutboundRanges": texts(&mesh.plain_outbound_ranges),
                 "plainOutboundNamespaces": texts(&mesh.plain_outbound_namespaces),
                 "nodes": mesh.nodes.len(),
-                "enrolledNamespaces": mesh.enrolled.as_ref().map(texts),
+                "notEnrolledNamespaces": mesh.not_enrolled.len(),
                 "epoch": mesh.epoch.to_string(),
             })),
             "bundle": { "sequence": bundle.sequence, "roots": bundle.roots.len(), "certificateGeneration": bundle.certificate_generation },

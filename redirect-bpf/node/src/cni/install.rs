@@ -36,8 +36,6 @@ pub struct Installation {
     pub plugin: PathBuf,
     pub bin_dir: PathBuf,
     pub conf_dir: PathBuf,
-    /// What [`tell`](super::tell) writes.
-    pub namespaces: PathBuf,
     pub settings: Settings,
 }
 
@@ -58,7 +56,8 @@ pub enum InstallError {
         source: ListError,
     },
     #[error(
-        "the CNI agent takes it out of its list each time: see that it leaves other plugins alone (Cilium: cni.exclusive=false)"
+        "the CNI agent writes its list without it again and again: see that it leaves other plugins alone (Cilium: \
+         cni.exclusive=false)"
     )]
     Contested,
     #[error("{} has more than {MAX_CONF_BYTES} bytes", path.display())]
@@ -86,7 +85,6 @@ impl Installation {
             plugin: config.plugin.clone(),
             bin_dir: config.bin_dir.clone(),
             conf_dir: config.conf_dir.clone(),
-            namespaces: podveil_cni::namespaces::path(&config.socket),
             settings: Settings {
                 socket: config.socket.clone(),
                 fail_closed: config.fail_closed,
@@ -138,13 +136,13 @@ impl Installation {
     /// # Errors
     /// The first thing that could not be removed; the program stays as long as it may be called.
     pub fn remove(&self) -> Result<(), InstallError> {
-        if self.conf_dir.exists() || self.bin_dir.exists() {
-            for path in self.configurations()? {
-                take_out(&path)?;
-            }
-            remove_file(&self.bin_dir.join(PLUGIN))?;
+        if !self.conf_dir.exists() && !self.bin_dir.exists() {
+            return Ok(());
         }
-        remove_file(&self.namespaces)
+        for path in self.configurations()? {
+            take_out(&path)?;
+        }
+        remove_file(&self.bin_dir.join(PLUGIN))
     }
 
     /// Every network configuration, in the order in which the runtime looks.
@@ -167,7 +165,7 @@ impl Installation {
     }
 }
 
-pub(super) fn remove_file(path: &Path) -> Result<(), InstallError> {
+pub(crate) fn remove_file(path: &Path) -> Result<(), InstallError> {
     match fs::remove_file(path) {
         Err(source) if source.kind() != ErrorKind::NotFound => Err(failed("removed", path)(source)),
         _ => Ok(()),
@@ -293,7 +291,7 @@ pub async fn keep(
                     if put {
                         puts.note(now);
                     }
-                    match puts.is_contested(now) {
+                    match put && puts.is_contested(now) {
                         true => PluginState::Missing(InstallError::Contested.to_string().into()),
                         false => PluginState::Installed,
                     }
@@ -316,9 +314,12 @@ pub async fn keep(
 
 /// `None` where the kernel takes no more watches: looking again now and then serves.
 fn watch_folder(folder: &Path, notice: mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
-    let mut watcher = notify::recommended_watcher(move |_| {
-        // One that waits stands for this one too.
-        let _full = notice.try_send(());
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // Looking makes access events; an error may hide a change.
+        if !event.is_ok_and(|event| event.kind.is_access()) {
+            // One that waits stands for this one too.
+            let _full = notice.try_send(());
+        }
     })
     .ok()?;
     watcher
@@ -344,7 +345,6 @@ mod tests {
             plugin: of("podveil-cni"),
             bin_dir: of("bin"),
             conf_dir: of("conf"),
-            namespaces: of("enrolled-namespaces"),
             settings: Settings {
                 socket: "/run/podveil/cni/cni.sock".into(),
                 fail_closed: true,
@@ -452,21 +452,45 @@ mod tests {
         let (state, mut seen) = watch::channel(PluginState::Off);
         let stop = CancellationToken::new();
         let keeper = tokio::spawn(keep(node, out, state, stop.clone()));
-        let agent = async {
+        let (taken_out, mut times) = watch::channel(0);
+        let agent = tokio::spawn(async move {
             loop {
                 if ConfList::new(&fs::read_to_string(&path).unwrap()).is_with() {
                     fs::write(&path, CILIUM).unwrap();
+                    taken_out.send_modify(|times| *times += 1);
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-        };
+        });
         let contested = PluginState::Missing(InstallError::Contested.to_string().into());
-        tokio::select! {
-            () = agent => {}
-            told = seen.wait_for(|state| *state == contested) => drop(told.unwrap()),
-        }
+        let bound = Duration::from_secs(30);
+        let told = tokio::time::timeout(bound, seen.wait_for(|state| *state == contested));
+        drop(told.await.expect("it is contested").unwrap());
+        let last = tokio::time::timeout(bound, times.wait_for(|times| *times > CONTESTED));
+        drop(last.await.expect("the last is taken out too").unwrap());
+        // Its next attempt is not within this.
+        let again = tokio::time::timeout(CONTESTED_PAUSE / 2, times.changed()).await;
+        assert!(again.is_err(), "it fights");
+        agent.abort();
         stop.cancel();
         keeper.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn looking_is_no_reason_to_look_again() {
+        let (_root, node) = node();
+        fs::write(node.conf_dir.join("05-cilium.conflist"), CILIUM).unwrap();
+        let (notice, mut notices) = mpsc::channel(1);
+        let _watcher = watch_folder(&node.conf_dir, notice).unwrap();
+        assert!(node.put().unwrap());
+        notices.recv().await.unwrap();
+        assert!(!node.put().unwrap(), "nothing was to be done");
+        // What this did comes after whatever looking did.
+        let _earlier = tokio::time::timeout(PAUSE, notices.recv()).await;
+        assert!(!node.put().unwrap());
+        fs::write(node.bin_dir.join("elsewhere"), "").unwrap();
+        let none = tokio::time::timeout(PAUSE, notices.recv()).await;
+        assert!(none.is_err(), "it is woken by itself");
     }
 
     #[test]

@@ -30,9 +30,11 @@ impl TryFrom<wire::MeshConfig> for Parsed<MeshConfig> {
                 wire.plain_outbound_namespaces,
             )?,
             nodes: nodes(wire.nodes)?,
-            enrolled: (wire.enrolled)
-                .map(|enrolled| namespaces("enrolled.names", MAX_NAMESPACES, enrolled.names))
-                .transpose()?,
+            not_enrolled: match wire.not_enrolled.len() {
+                // The rest of the configuration is needed all the same.
+                MAX_NAMESPACES.. => BTreeSet::new(),
+                limit => namespaces("not_enrolled", limit, wire.not_enrolled)?,
+            },
             epoch: workload::epoch(wire.epoch),
         }))
     }

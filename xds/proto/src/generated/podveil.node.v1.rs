@@ -79,15 +79,9 @@ pub struct MeshConfig {
     pub plain_outbound_namespaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "8")]
     pub nodes: ::prost::alloc::vec::Vec<Node>,
-    /// Absent: the sender does not know. That is not the same as none.
-    #[prost(message, optional, tag = "9")]
-    pub enrolled: ::core::option::Option<EnrolledNamespaces>,
-}
-/// Every namespace whose pods are enrolled unless they opt out.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct EnrolledNamespaces {
-    #[prost(string, repeated, tag = "1")]
-    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Namespaces without the label that enrols. One that is not among them counts as enrolled: nobody may have told of it.
+    #[prost(string, repeated, tag = "9")]
+    pub not_enrolled: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Node {
