@@ -89,7 +89,7 @@ impl Cluster {
             .or_cure(
                 format!("asking {}/{pod} for {path} on its port {port}", self.namespace),
                 format!(
-                    "`kubectl port-forward -n {} {pod} {port}` takes the same way; it needs `create` on `pods/portforward`",
+                    "`kubectl port-forward -n {} {pod} {port}` takes the same way; it needs `get` and `create` on `pods/portforward`",
                     self.namespace
                 ),
             )

@@ -12,8 +12,8 @@ Generated from the help texts by `podveilctl docs > docs/podveilctl.md`; change 
 On a cluster the tool goes the ways that kubectl goes: it reads the kubeconfig, finds Podveil's pods by their
 ServiceAccounts, asks their loopback pages through the API's port-forward, and the CA through the API's exec. Nothing of
 Podveil is exposed for it. Whoever uses it needs, in Podveil's namespace: `list` on `pods`, `get` on `leases`
-(coordination.k8s.io), `create` on `pods/portforward`, and for what the CA says or does `create` on `pods/exec`. Without the
-last one the other commands show the rest and say what is missing.
+(coordination.k8s.io), `get` and `create` on `pods/portforward`, and for what the CA says or does the same on `pods/exec`.
+Without the last one the other commands show the rest and say what is missing.
 
 As a kubectl plugin it is the same file under another name: `ln -s $(which podveilctl) /usr/local/bin/kubectl-podveil`, then
 `kubectl podveil status`.

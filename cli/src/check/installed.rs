@@ -158,7 +158,7 @@ fn controller(page: &ControllerPage) -> Vec<Finding> {
         Finding::warning(
             "settings",
             condition.clone(),
-            "correct the value; until then the last good one holds, or the strictest, or the strictest",
+            "correct the value; until then the last good one holds, or, where none is known, the strictest",
         )
     }));
     findings

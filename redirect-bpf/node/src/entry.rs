@@ -117,3 +117,42 @@ pub(crate) fn facts(
         (_, reason) => Facts::Pending(reason),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use podveil_cni::wire::Request;
+    use podveil_model::MeshConfig;
+    use podveil_testing::workload;
+
+    #[test]
+    fn a_pod_that_nobody_tells_of_is_judged_by_its_namespace() {
+        let mut namespaces = Namespaces::default();
+        namespaces.take(&MeshConfig {
+            not_enrolled: ["plain".parse().unwrap()].into(),
+            ..podveil_testing::mesh()
+        });
+        let ask = |namespace: &str| Ask {
+            request: Request {
+                about: About::Start,
+                namespace: namespace.into(),
+                pod: "web".into(),
+                uid: "u".into(),
+                sandbox: "s".into(),
+                addresses: Vec::new(),
+            },
+            netns: None,
+            reply: tokio::sync::oneshot::channel().0,
+        };
+        let plain = facts(&namespaces, None, None, &ask("plain"));
+        assert_eq!(plain, Facts::OtherNamespace);
+        for namespace in ["shop", "made-since", "no name"] {
+            let other = facts(&namespaces, None, None, &ask(namespace));
+            assert!(matches!(other, Facts::Unknown(_)), "{namespace}");
+        }
+        // One that is told of is not: it may be enrolled by then.
+        let told = workload("u").build();
+        let told = facts(&namespaces, Some(&told), None, &ask("plain"));
+        assert!(matches!(told, Facts::Unknown(_)));
+    }
+}

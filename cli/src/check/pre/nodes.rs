@@ -8,9 +8,9 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::ResourceExt;
 use std::collections::BTreeMap;
 
-/// Tokens say on which node their pod runs (ServiceAccountTokenPodNodeInfo, on by default from here on): the CA decides
-/// by it.
-const KUBERNETES: (u32, u32) = (1, 30);
+/// The chart's own bound (`kubeVersion`), above that from which tokens say on which node their pod runs (1.30,
+/// ServiceAccountTokenPodNodeInfo): the CA decides by it.
+const KUBERNETES: (u32, u32) = (1, 32);
 /// nftables tell a socket's cgroup (v2) in namespaces from here on.
 const KERNEL: (u32, u32) = (5, 13);
 /// The node program's own, on every node's addresses.

@@ -34,7 +34,7 @@ pub enum Purpose {
     Use,
 }
 
-const NEEDED: [Needed; 14] = [
+const NEEDED: [Needed; 16] = [
     install("create", "", "namespaces", false),
     install("create", "rbac.authorization.k8s.io", "clusterroles", false),
     install(
@@ -52,7 +52,10 @@ const NEEDED: [Needed; 14] = [
     install("patch", "", "namespaces", false),
     in_use("list", "", "pods", ""),
     in_use("get", "coordination.k8s.io", "leases", ""),
+    // Opened by a WebSocket, which is a GET; newer API servers ask for `create` too.
+    in_use("get", "", "pods", "portforward"),
     in_use("create", "", "pods", "portforward"),
+    in_use("get", "", "pods", "exec"),
     in_use("create", "", "pods", "exec"),
 ];
 

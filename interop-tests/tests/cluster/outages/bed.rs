@@ -213,13 +213,20 @@ impl Bed {
             }
             Ok(())
         })?;
+        self.wait_for_programs(SETTLE)?;
         let podveil = Podveil::installed(&self.cluster, &self.checkout);
+        podveil.wait_for_stage("shop", "mandatory", SETTLE)
+    }
+
+    /// Every replica of CA and controller runs.
+    pub fn wait_for_programs(&self, bound: Duration) -> anyhow::Result<()> {
+        let timeout = format!("--timeout={}s", bound.as_secs());
         for program in ["deployment/podveil-ca", "deployment/podveil-controller"] {
             let namespace = "--namespace=podveil-system";
-            let command = [namespace, "rollout", "status", program, "--timeout=90s"];
+            let command = [namespace, "rollout", "status", program, &timeout];
             self.cluster.kubectl(&command)?;
         }
-        podveil.wait_for_stage("shop", "mandatory", SETTLE)
+        Ok(())
     }
 
     /// Of node 1's proxy.

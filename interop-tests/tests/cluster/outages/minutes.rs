@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 const AWAY: Duration = Duration::from_secs(120);
 /// How often what has been started again is killed again.
 const AGAIN: Duration = Duration::from_secs(2);
+/// A kubelet waits for up to five minutes before it starts again what has ended that often.
+const BACK_OFF: Duration = Duration::from_secs(330);
 /// In [`AWAY`], by one program: pauses grow to 5 s; those of a part that comes back in between begin anew.
 const MOST_ATTEMPTS: u64 = 150;
 
@@ -79,7 +81,8 @@ fn parts_that_are_away_for_minutes_take_no_connection_with_them() -> anyhow::Res
                 Err(error) => {
                     println!("does NOT hold: {what}: {error:#}\n{}", bed.diagnosis());
                     failed.push(format!("{what}: {error:#}"));
-                    bed.wait_until_whole()
+                    bed.wait_for_programs(BACK_OFF)
+                        .and_then(|()| bed.wait_until_whole())
                         .context("it does not come back by itself")?;
                 }
             }
@@ -102,6 +105,7 @@ fn away(bed: &mut Bed, parts: &[Part], harm: Harm, full: u64) -> anyhow::Result<
     heal(bed, parts, harm)?;
     let healed = Instant::now();
     let made = meanwhile?;
+    bed.wait_for_programs(BACK_OFF)?;
     bed.wait_until_whole()?;
     let back = healed.elapsed();
     old.lives()?;
