@@ -16,6 +16,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+/// Half a megabyte of the longest names, so that the mesh configuration stays well below what a node takes. One that is not told
+/// counts as enrolled where nobody can be asked.
+const MAX_NOT_ENROLLED: usize = 8_000;
+
 /// The one place where the state of the cluster and the reports of the nodes meet.
 #[derive(Debug)]
 pub struct Index {
@@ -435,6 +439,7 @@ impl Index {
             not_enrolled: (cluster.namespaces.iter())
                 .filter(|(_, namespace)| !namespace.is_labelled() || namespace.own)
                 .map(|(name, _)| name.clone())
+                .take(MAX_NOT_ENROLLED)
                 .collect(),
             epoch: Epoch {
                 resource_version: version,

@@ -447,6 +447,7 @@ impl Backend for Iptables {
     }
 
     async fn remove(&self, netns: &NetNs) -> Result<(), ApplyError> {
+        let mut emptied = Vec::new();
         for family in Family::of(netns)? {
             let saved = self.saved(netns, family).await?;
             let mut script = String::new();
@@ -470,11 +471,16 @@ impl Backend for Iptables {
             }
             if !script.is_empty() {
                 self.load(netns, family, &script).await?;
-                self.remove_empty_tables(netns, family).await?;
+                emptied.push(family);
             }
         }
         remove_sets(netns).await?;
-        routes::remove(netns)
+        routes::remove(netns)?;
+        // Last: by itself an empty table does nothing.
+        for family in emptied {
+            self.remove_empty_tables(netns, family).await?;
+        }
+        Ok(())
     }
 }
 

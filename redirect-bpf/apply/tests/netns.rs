@@ -414,6 +414,32 @@ async fn nothing_is_left_and_removal_may_be_repeated<B: Tested>() {
     }
 }
 
+#[tokio::test]
+#[ignore = "netns"]
+async fn a_table_of_iptables_that_holds_anything_of_anothers_stays() {
+    for others in [
+        "add chain ip nat other",
+        "add set ip nat other { type ipv4_addr; }",
+        "add rule ip nat OUTPUT counter accept",
+    ] {
+        let world = World::<Iptables>::new();
+        let pod = &world.pod;
+        (world.backend.apply(pod, &CAPTURING(), &fence_of(&world)))
+            .await
+            .unwrap();
+        world::run(pod, "nft", &[others]);
+        world.backend.remove(pod).await.unwrap();
+        let left = world::run(pod, "nft", &["list", "tables"]);
+        assert_eq!(left.trim(), "table ip nat", "{others}");
+        let table = world::run(pod, "nft", &["list", "table", "ip", "nat"]);
+        assert!(!table.contains("PODVEIL"), "{table}");
+        assert!(
+            table.contains("other") || table.contains("accept\n"),
+            "{table}"
+        );
+    }
+}
+
 async fn datagrams_and_frames_for_others_are_untouched<B: Tested>() {
     let world = World::<B>::new();
     world

@@ -195,7 +195,7 @@ pub async fn run(
     match cni_socket {
         Some(socket) => {
             tasks.spawn(cni::serve(socket, asks, own_uid, stop.clone()));
-            tasks.spawn(cni::tell(not_enrolled, namespaces_now, stop.clone()));
+            tasks.spawn(cni::tell(not_enrolled, namespaces_now));
             let unwanted = controllers.uninstalling.subscribe();
             tasks.spawn(cni::keep(installation, unwanted, plugin_in, stop.clone()));
         }

@@ -656,7 +656,7 @@ pub fn new_netns() -> NetNs {
     .unwrap()
 }
 
-fn run(netns: &NetNs, program: &str, arguments: &[&str]) -> String {
+pub fn run(netns: &NetNs, program: &str, arguments: &[&str]) -> String {
     let output = netns
         .run(|| Command::new(program).args(arguments).output())
         .unwrap()

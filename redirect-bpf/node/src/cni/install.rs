@@ -269,9 +269,9 @@ pub async fn keep(
     let mut look_again = interval(LOOK_AGAIN);
     look_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut puts = Puts::default();
+    let mut contested = false;
     let work = async {
         loop {
-            let contested = puts.is_contested(Instant::now());
             tokio::select! {
                 Ok(()) = unwanted.changed() => {}
                 () = tokio::time::sleep(CONTESTED_PAUSE), if contested => {}
@@ -291,7 +291,9 @@ pub async fn keep(
                     if put {
                         puts.note(now);
                     }
-                    match put && puts.is_contested(now) {
+                    // Found standing, it is watched again.
+                    contested = put && puts.is_contested(now);
+                    match contested {
                         true => PluginState::Missing(InstallError::Contested.to_string().into()),
                         false => PluginState::Installed,
                     }
@@ -486,7 +488,10 @@ mod tests {
         notices.recv().await.unwrap();
         assert!(!node.put().unwrap(), "nothing was to be done");
         // What this did comes after whatever looking did.
-        let _earlier = tokio::time::timeout(PAUSE, notices.recv()).await;
+        while tokio::time::timeout(10 * PAUSE, notices.recv())
+            .await
+            .is_ok()
+        {}
         assert!(!node.put().unwrap());
         fs::write(node.bin_dir.join("elsewhere"), "").unwrap();
         let none = tokio::time::timeout(PAUSE, notices.recv()).await;

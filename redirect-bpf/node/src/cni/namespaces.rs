@@ -9,7 +9,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 /// The namespaces that are known not to be enrolled. Begins with what a run before was told.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -60,18 +59,10 @@ impl Namespaces {
     }
 }
 
-/// Keeps the file at `path` as the controller's last word, until `stop` and for as long as this program is away: the plugin
-/// lets pods of these namespaces start then. Nothing is written before there is a word.
-pub async fn tell(
-    path: PathBuf,
-    mut namespaces: watch::Receiver<Arc<Namespaces>>,
-    stop: CancellationToken,
-) {
-    while let Some(Ok(())) = stop.run_until_cancelled(namespaces.changed()).await {
-        write(&path, &mut namespaces).await;
-    }
-    // A word that came together with the end.
-    if namespaces.has_changed().unwrap_or(true) {
+/// Keeps the file at `path` as the controller's last word, until nobody tells any more and for as long as this program is away:
+/// the plugin lets pods of these namespaces start then. Nothing is written before there is a word.
+pub async fn tell(path: PathBuf, mut namespaces: watch::Receiver<Arc<Namespaces>>) {
+    while namespaces.changed().await.is_ok() {
         write(&path, &mut namespaces).await;
     }
 }
@@ -136,8 +127,7 @@ mod tests {
         let path = folder.path().join("not-enrolled");
         assert_eq!(Namespaces::read(&path), Namespaces::default());
         let (sender, told) = watch::channel(Arc::default());
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(tell(path.clone(), told.clone(), stop.clone()));
+        let task = tokio::spawn(tell(path.clone(), told));
         for names in [&["bank", "shop"][..], &["shop"], &[], &["bank"]] {
             let word = namespaces(7, names);
             sender.send_replace(Arc::new(word.clone()));
@@ -145,20 +135,19 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         }
+        // A word that comes together with the end.
         let last = namespaces(8, &["bank"]);
-        stop.cancel();
         sender.send_replace(Arc::new(last.clone()));
+        drop(sender);
         task.await.unwrap();
         assert_eq!(Namespaces::read(&path), last);
 
         // It cannot be written any more: then it says nothing.
         fs::create_dir(folder.path().join(".not-enrolled.podveil")).unwrap();
-        let task = tokio::spawn(tell(path.clone(), told, CancellationToken::new()));
+        let (sender, told) = watch::channel(Arc::default());
         sender.send_replace(Arc::new(namespaces(9, &["bank"])));
-        while path.exists() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
         drop(sender);
-        task.await.unwrap();
+        tell(path.clone(), told).await;
+        assert!(!path.exists());
     }
 }

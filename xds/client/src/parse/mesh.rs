@@ -24,28 +24,21 @@ impl TryFrom<wire::MeshConfig> for Parsed<MeshConfig> {
             service_ranges: ranges("service_ranges", wire.service_ranges)?,
             ranges_known: wire.ranges_known,
             plain_outbound_ranges: ranges("plain_outbound_ranges", wire.plain_outbound_ranges)?,
-            plain_outbound_namespaces: namespaces(
-                "plain_outbound_namespaces",
-                MAX_RANGES,
-                wire.plain_outbound_namespaces,
-            )?,
+            plain_outbound_namespaces: namespaces(wire.plain_outbound_namespaces)?,
             nodes: nodes(wire.nodes)?,
-            not_enrolled: match wire.not_enrolled.len() {
-                // The rest of the configuration is needed all the same.
-                MAX_NAMESPACES.. => BTreeSet::new(),
-                limit => namespaces("not_enrolled", limit, wire.not_enrolled)?,
-            },
+            // The rest is needed all the same, and a namespace that is left out counts as enrolled.
+            not_enrolled: (wire.not_enrolled.iter())
+                .take(MAX_NAMESPACES)
+                .filter_map(|name| name.parse().ok())
+                .collect(),
             epoch: workload::epoch(wire.epoch),
         }))
     }
 }
 
-fn namespaces(
-    field: &'static str,
-    limit: usize,
-    names: Vec<String>,
-) -> Result<BTreeSet<KubernetesName>, Malformed> {
-    at_most(limit, field, names)?
+fn namespaces(names: Vec<String>) -> Result<BTreeSet<KubernetesName>, Malformed> {
+    let field = "plain_outbound_namespaces";
+    at_most(MAX_RANGES, field, names)?
         .iter()
         .map(|name| kubernetes_name(field, name))
         .collect()
