@@ -80,8 +80,11 @@ fn flushed(name: &str) -> anyhow::Result<()> {
             Ok(())
         },
     )?;
-    let again = tcp::connect(mesh.netns("client"), mesh.address("far", PORT))?;
-    tcp::send(&again, 100)
+    // One that is opened just then may still be refused.
+    eventually(SETTLE, "new connections are carried again", || {
+        let again = tcp::connect(mesh.netns("client"), mesh.address("far", PORT))?;
+        tcp::send(&again, 100)
+    })
 }
 
 /// What an operator does in anger: `nft flush chain` on every chain of type nat, or `rm` on the pins of the programs that
