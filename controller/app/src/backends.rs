@@ -77,7 +77,7 @@ fn strict(cluster: &Cluster) -> BTreeSet<KubernetesName> {
     cluster
         .namespaces
         .iter()
-        .filter(|(_, namespace)| namespace.is_labelled() && !namespace.own)
+        .filter(|(_, namespace)| namespace.enrols())
         .filter(|(_, namespace)| namespace.rules(None, cluster.defaults).0.mode == Mode::Strict)
         .map(|(name, _)| name.clone())
         .collect()

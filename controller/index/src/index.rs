@@ -414,7 +414,7 @@ impl Index {
         self.namespaces = namespaces;
         self.not_begun = cluster.cilium_encrypts.then(|| {
             let labelled = |(name, namespace): (&KubernetesName, &Arc<Namespace>)| {
-                (namespace.is_labelled() && !namespace.own).then(|| name.clone())
+                namespace.enrols().then(|| name.clone())
             };
             let labelled = cluster.namespaces.iter().filter_map(labelled).collect();
             (NotBegun::CiliumEncrypts, labelled)
@@ -437,7 +437,7 @@ impl Index {
                 .map(|(name, node)| (name.clone(), node.addresses.clone()))
                 .collect(),
             not_enrolled: (cluster.namespaces.iter())
-                .filter(|(_, namespace)| !namespace.is_labelled() || namespace.own)
+                .filter(|(_, namespace)| !namespace.enrols())
                 .map(|(name, _)| name.clone())
                 .take(MAX_NOT_ENROLLED)
                 .collect(),

@@ -76,6 +76,11 @@ impl Namespace {
             .is_some_and(|value| value == "true")
     }
 
+    /// Are its pods enrolled, those apart that have a reason of their own not to be? See [`Cluster::enrolment`].
+    pub fn enrols(&self) -> bool {
+        self.is_labelled() && !self.own
+    }
+
     /// `None` where nothing is said.
     ///
     /// # Errors

@@ -136,16 +136,16 @@ impl Iptables {
             return Ok(());
         }
         let text = self.text(netns, family).await?;
+        let family = match family {
+            Family::V4 => nfnetlink::NFPROTO_IPV4,
+            Family::V6 => nfnetlink::NFPROTO_IPV6,
+        };
         for table in left_empty(&text) {
             // What is listed need not be there: these are, since we have written to them.
             let chains: Vec<&str> = (chains::JUMPS.iter())
                 .filter(|(ours, ..)| *ours == table)
                 .map(|(_, chain, _)| *chain)
                 .collect();
-            let family = match family {
-                Family::V4 => nfnetlink::NFPROTO_IPV4,
-                Family::V6 => nfnetlink::NFPROTO_IPV6,
-            };
             let removed = nfnetlink::remove_empty_table(netns, family, table, &chains);
             removed.map_err(|source| ApplyError::Table {
                 table: table.to_owned(),

@@ -138,14 +138,12 @@ pub fn remove_empty_table(
     let flags = NLM_F_NONREC | NLM_F_ACK;
     batch.extend(message(NFT_DELTABLE, flags, family, &name));
     batch.extend(bracket(BATCH_END));
-    match Nfnetlink::open(netns)?.ask(&batch, NLMSG_ERROR) {
-        Ok(answer) => match error(&answer) {
-            done if done.raw_os_error() == Some(0) => Ok(true),
-            busy if busy.kind() == io::ErrorKind::ResourceBusy => Ok(false),
-            gone if gone.kind() == io::ErrorKind::NotFound => Ok(false),
-            error => Err(error),
-        },
-        Err(error) => Err(error),
+    // An acknowledgement is an error of number 0.
+    let outcome = error(&Nfnetlink::open(netns)?.ask(&batch, NLMSG_ERROR)?);
+    match (outcome.raw_os_error(), outcome.kind()) {
+        (Some(0), _) => Ok(true),
+        (_, io::ErrorKind::ResourceBusy | io::ErrorKind::NotFound) => Ok(false),
+        _ => Err(outcome),
     }
 }
 
