@@ -10,6 +10,7 @@ token: /var/run/secrets/podveil/token
 bootstrap_bundle: /etc/podveil/bundle.pem
 zds_socket: /run/podveil/zds/zds.sock
 listeners_socket: /run/podveil/listeners/listeners.sock
+take_over: {{ .Values.node.surge }}
 log: {{ .Values.log.format }}
 {{- end }}
 
@@ -19,7 +20,11 @@ modules: [proxy]
 state_dir: /var/lib/podveil/proxy
 admin_address: 127.0.0.1:15000
 metrics_address: "[::]:15020"
+{{- if .Values.node.surge }}
+readiness_socket: /run/podveil-instance/proxy.sock
+{{- else }}
 readiness_address: "[::]:15021"
+{{- end }}
 {{- with .Values.node.proxy.workerThreads }}
 worker_threads: {{ . }}
 {{- end }}
@@ -36,7 +41,11 @@ modules: [redirect]
 state_dir: /var/lib/podveil/redirect
 admin_address: 127.0.0.1:15002
 metrics_address: "[::]:15022"
+{{- if .Values.node.surge }}
+readiness_socket: /run/podveil-instance/redirect.sock
+{{- else }}
 readiness_address: "[::]:15023"
+{{- end }}
 redirect:
   hold_bound: {{ .Values.node.redirect.holdBound }}
   release_bound: {{ .Values.node.redirect.releaseBound }}

@@ -126,3 +126,16 @@ priorityClassName: podveil-{{ index . 1 }}
 {{- define "podveil.address" -}}
 {{ index . 1 }}.{{ (index . 0).Release.Namespace }}.svc:{{ index . 2 }}
 {{- end }}
+
+{{- /* Of one module of the node program. With a surge two of them share the node's ports, so each is asked for itself. */ -}}
+{{- define "podveil.nodeProbe" -}}
+{{- $root := index . 0 -}}
+{{- $module := index . 1 -}}
+{{- if $root.Values.node.surge -}}
+exec: { command: [/usr/bin/podveil-node, --config, /etc/podveil/node-{{ $module }}.yaml, ready] }
+timeoutSeconds: 5
+{{- else -}}
+httpGet: { path: /healthz/ready, port: {{ index . 2 }} }
+{{- end }}
+periodSeconds: 2
+{{- end }}

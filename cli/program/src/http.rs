@@ -11,10 +11,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +31,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEADER_BYTES: usize = 8 * 1024;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+/// Between two looks whether a taken address is free.
+const TAKEN_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a path answers.
 #[derive(Clone, Debug)]
@@ -137,29 +144,108 @@ pub async fn serve(
     address: SocketAddr,
     routes: Routes,
     stop: CancellationToken,
-) -> std::io::Result<SocketAddr> {
-    let listener = match TcpListener::bind(address).await {
+) -> io::Result<SocketAddr> {
+    let listener = bind(address).await?;
+    let bound = listener.local_addr()?;
+    spawn(
+        Listener::Tcp(listener),
+        bound.ip().is_loopback(),
+        routes,
+        stop,
+    );
+    Ok(bound)
+}
+
+/// As [`serve`], but an address that is taken is served as soon as it is free: it belongs to the process that this one
+/// follows. Returns `address` then.
+///
+/// # Errors
+/// As [`serve`], but not that the address is taken.
+pub async fn serve_when_free(
+    address: SocketAddr,
+    routes: Routes,
+    stop: CancellationToken,
+) -> io::Result<SocketAddr> {
+    match serve(address, routes.clone(), stop.clone()).await {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+        served => return served,
+    }
+    tracing::info!(%address, "another process has this address: it is served when that has ended");
+    tokio::spawn(async move {
+        let sleep = || stop.run_until_cancelled(tokio::time::sleep(TAKEN_PAUSE));
+        while sleep().await.is_some() {
+            match serve(address, routes.clone(), stop.clone()).await {
+                Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+                Err(error) => {
+                    return tracing::error!(%address, %error, "this address cannot be served");
+                }
+                Ok(_) => return tracing::info!(%address, "this address is free and served"),
+            }
+        }
+    });
+    Ok(address)
+}
+
+/// As [`serve`], at a Unix socket that only this user may use. What an earlier process has left there is replaced.
+///
+/// # Errors
+/// The bind's, for the operator.
+pub fn serve_unix(path: &Path, routes: Routes, stop: CancellationToken) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    spawn(Listener::Unix(listener), false, routes, stop);
+    Ok(())
+}
+
+async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
         Err(error)
             if address.ip() == Ipv6Addr::UNSPECIFIED
                 && error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) =>
         {
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await?
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
         }
-        bound => bound?,
-    };
-    let bound = listener.local_addr()?;
-    let named = bound.ip().is_loopback();
+        bound => bound,
+    }
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A connection of either kind.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+impl Listener {
+    /// The connection, and its peer's address where peers have one.
+    async fn accept(&self) -> io::Result<(Box<dyn Stream>, Option<IpAddr>)> {
+        Ok(match self {
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                (Box::new(stream), Some(peer.ip()))
+            }
+            Self::Unix(listener) => (Box::new(listener.accept().await?.0), None),
+        })
+    }
+}
+
+/// With `named`, only requests for this machine's own name or an address are answered.
+fn spawn(listener: Listener, named: bool, routes: Routes, stop: CancellationToken) {
     tokio::spawn(async move {
         let _ended = stop
             .run_until_cancelled(accept(listener, named, Arc::new(routes), stop.clone()))
             .await;
     });
-    Ok(bound)
 }
 
-/// With `named`, only requests for this machine's own name or an address are answered.
 async fn accept(
-    listener: TcpListener,
+    listener: Listener,
     named: bool,
     routes: Arc<Routes>,
     stop: CancellationToken,
@@ -197,7 +283,7 @@ async fn accept(
                 Some(Ok(Ok(()))) | None => {}
             }
         });
-        open.insert(peer.ip(), connection.abort_handle());
+        open.insert(peer, connection.abort_handle());
     }
 }
 
@@ -216,10 +302,10 @@ fn is_for_this_machine<B>(request: &http::Request<B>) -> bool {
 
 /// The connections that are open, oldest first.
 #[derive(Default)]
-struct Open(Vec<(IpAddr, AbortHandle)>);
+struct Open(Vec<(Option<IpAddr>, AbortHandle)>);
 
 impl Open {
-    fn insert(&mut self, peer: IpAddr, connection: AbortHandle) {
+    fn insert(&mut self, peer: Option<IpAddr>, connection: AbortHandle) {
         self.0.retain(|(_, connection)| !connection.is_finished());
         if self.0.len() >= MAX_CONNECTIONS {
             let of = |peer| self.0.iter().filter(|(other, _)| *other == peer).count();
@@ -293,6 +379,49 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_follows_has_the_address_as_soon_as_it_is_free() {
+        let routes = |who: &'static str| {
+            Routes::default().get("/who", move || Answer::text(StatusCode::OK, who))
+        };
+        let (first, second) = (CancellationToken::new(), CancellationToken::new());
+        let any = (Ipv4Addr::LOCALHOST, 0).into();
+        let address = serve(any, routes("first"), first.clone()).await.unwrap();
+        serve_when_free(address, routes("second"), second.clone())
+            .await
+            .unwrap();
+        assert!(ask(address, "GET /who").await.ends_with("first"));
+        first.cancel();
+        let served = async || match tokio::net::TcpStream::connect(address).await {
+            Ok(_) => ask(address, "GET /who").await.ends_with("second"),
+            Err(_) => false,
+        };
+        while !served().await {
+            tokio::task::yield_now().await;
+        }
+        second.cancel();
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_is_for_its_owner_and_replaces_one_that_was_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ready.sock");
+        let stop = CancellationToken::new();
+        for _ in 0..2 {
+            let routes = Routes::default().readiness(Vec::new);
+            serve_unix(&path, routes, stop.clone()).unwrap();
+        }
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let mut stream = tokio::net::UnixStream::connect(&path).await.unwrap();
+        let request = b"GET /healthz/ready HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+        stop.cancel();
+    }
+
+    #[tokio::test]
     async fn a_name_that_is_not_ours_is_not_answered_on_loopback() {
         let stop = CancellationToken::new();
         let routes = || Routes::default().get("/status", || Answer::json("{}"));
@@ -346,12 +475,12 @@ mod tests {
         let mut open = Open::default();
         let connection = || tokio::spawn(std::future::pending::<()>()).abort_handle();
         let [greedy, other] = [1, 2].map(|last| IpAddr::from([10, 0, 0, last]));
-        open.insert(other, connection());
+        open.insert(Some(other), connection());
         for _ in 0..2 * MAX_CONNECTIONS {
-            open.insert(greedy, connection());
+            open.insert(Some(greedy), connection());
         }
         assert_eq!(open.0.len(), MAX_CONNECTIONS);
-        assert_eq!(open.0[0].0, other);
+        assert_eq!(open.0[0].0, Some(other));
     }
 
     #[tokio::test]

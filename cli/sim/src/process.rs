@@ -89,13 +89,24 @@ impl Process {
         }
     }
 
-    /// Asks it to end (SIGTERM) and waits.
+    /// Asks it to end (SIGTERM).
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn ask_to_end(&self) -> anyhow::Result<()> {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into()?);
+        Ok(nix::sys::signal::kill(
+            pid,
+            nix::sys::signal::Signal::SIGTERM,
+        )?)
+    }
+
+    /// Asks it to end and waits.
     ///
     /// # Errors
     /// If it has not ended after `patience`; it is killed then.
     pub fn terminate(&mut self, patience: Duration) -> anyhow::Result<()> {
-        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into()?);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        self.ask_to_end()?;
         let deadline = Instant::now() + patience;
         while self.child.try_wait()?.is_none() {
             if Instant::now() > deadline {

@@ -41,7 +41,7 @@ impl Binaries {
         self.folder.join(name)
     }
 
-    fn text(&self, name: &str) -> String {
+    pub fn text(&self, name: &str) -> String {
         self.path(name).to_string_lossy().into_owned()
     }
 }
@@ -151,6 +151,8 @@ pub struct NodeSettings {
     pub proxy: serde_json::Map<String, serde_json::Value>,
     /// Keys of the `redirect` section.
     pub redirect: serde_json::Map<String, serde_json::Value>,
+    /// The programs follow each other, and are asked for readiness by this name.
+    pub instance: Option<String>,
 }
 
 /// The two processes of a node: `redirect`, which holds capture and listeners, and `proxy`, which carries bytes.
@@ -224,6 +226,9 @@ impl NodePrograms {
             "admin_address": format!("127.0.0.1:{base}"),
             "metrics_address": format!("127.0.0.1:{}", base + 20),
             "readiness_address": format!("127.0.0.1:{}", base + 21),
+            "readiness_socket": (settings.instance.as_ref())
+                .map(|instance| folder.join(format!("{}-{module}-{instance}.sock", node.name))),
+            "take_over": settings.instance.is_some(),
             "log": "json",
             "proxy": settings.proxy,
             "redirect": redirect,

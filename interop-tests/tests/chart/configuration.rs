@@ -137,7 +137,12 @@ fn values_arrive_in_the_programs() -> anyhow::Result<()> {
 #[test]
 #[ignore = "cluster"]
 fn what_programs_are_told_to_use_is_mounted_and_listened_to() -> anyhow::Result<()> {
-    let objects = render(&json!({}))?;
+    uses_what_is_there(&json!({}))?;
+    uses_what_is_there(&json!({ "node": { "surge": true } }))
+}
+
+fn uses_what_is_there(values: &Value) -> anyhow::Result<()> {
+    let objects = render(values)?;
     let files = Files::new("chart-mounts", &objects)?;
     let node = &find(&objects, "DaemonSet", "podveil-node")?["spec"]["template"]["spec"];
     let controller =
@@ -162,8 +167,20 @@ fn what_programs_are_told_to_use_is_mounted_and_listened_to() -> anyhow::Result<
             check_file(container, &redirect.cni_bin_dir, true)?;
             check_file(container, &redirect.cni_conf_dir, true)?;
         }
-        let port = &container["readinessProbe"]["httpGet"]["port"];
-        ensure!(port == &json!(config.readiness_address.port()), "{port}");
+        let probe = &container["readinessProbe"];
+        match &config.readiness_socket {
+            None => {
+                let port = &probe["httpGet"]["port"];
+                ensure!(port == &json!(config.readiness_address.port()), "{port}");
+            }
+            Some(socket) => {
+                check_file(container, socket, true)?;
+                ensure!(
+                    config.take_over && probe["exec"]["command"][3] == "ready",
+                    "{probe}"
+                );
+            }
+        }
     }
     let config = files.controller()?;
     let container = named(&controller["containers"], "controller")?;

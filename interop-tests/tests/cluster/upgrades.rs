@@ -3,7 +3,7 @@
 
 use anyhow::{Context, ensure};
 use podveil_cluster::podveil::{APP_PORT, NAMESPACE, Podveil, pod};
-use podveil_cluster::{Cluster, Load};
+use podveil_cluster::{Cluster, Load, Served};
 use podveil_sim::eventually;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -29,7 +29,8 @@ pub fn an_upgrade_replaces_what_it_changes_and_connections_notice_only_a_new_nod
     podveil
         .upgrade(&[GRACE])
         .context("a value of the node program's")?;
-    image(podveil).context("other images")
+    in_place(podveil)?;
+    surge(podveil)
 }
 
 /// Another value for CA and controller: the node program goes on, and no connection notices.
@@ -52,29 +53,53 @@ fn control_plane(podveil: &Podveil<'_>) -> anyhow::Result<()> {
     held.ensure_open()
 }
 
-/// Another image of every program, as a new release brings it.
-fn image(podveil: &Podveil<'_>) -> anyhow::Result<()> {
-    let cluster = podveil.cluster;
-    for node in &cluster.nodes {
+/// Another image of every program, as a new release brings it: the former node program ends before the next one starts.
+fn in_place(podveil: &Podveil<'_>) -> anyhow::Result<()> {
+    for node in &podveil.cluster.nodes {
         for program in ["ca", "controller", "node"] {
             node.tag_image(
-                &format!("docker.io/podveil/{program}:{}", env!("CARGO_PKG_VERSION")),
+                &format!("docker.io/podveil/{program}:{VERSION}"),
                 &format!("docker.io/podveil/{program}:next"),
             )?;
         }
     }
+    let served = another_image(podveil, "next").context("in place")?;
+    ensure!(
+        served.longest_gap < NOT_SERVED,
+        "new connections are not served for {:?}",
+        served.longest_gap
+    );
+    Ok(())
+}
+
+/// The next node program stands by while the former one ends.
+fn surge(podveil: &Podveil<'_>) -> anyhow::Result<()> {
+    podveil.upgrade(&["--set=node.surge=true"])?;
+    let served = another_image(podveil, VERSION).context("with a surge")?;
+    ensure!(
+        served.failed == 0 && served.longest_gap < NOT_SERVED_SURGE,
+        "{} new connections failed, and none was served for {:?}",
+        served.failed,
+        served.longest_gap
+    );
+    Ok(())
+}
+
+fn another_image(podveil: &Podveil<'_>, tag: &str) -> anyhow::Result<Served> {
+    let cluster = podveil.cluster;
     let before = pods_of(cluster, "node")?;
-    let held = Held::open(cluster, "node")?;
+    let held = Held::open(cluster, &format!("node-{tag}"))?;
     let load = Load::start(cluster, "mill", "client", &[URL])?;
     let began = Instant::now();
-    podveil.upgrade(&["--set=image.tag=next"])?;
+    podveil.upgrade(&[&format!("--set=image.tag={tag}")])?;
     let took = began.elapsed();
     podveil.wait_for_stage("mill", "mandatory", SETTLE)?;
+    eventually(SETTLE, "the old node programs have ended", || {
+        let left = !pods_of(cluster, "node")?.is_disjoint(&before);
+        ensure!(!left, "a node program is still the old one");
+        Ok(())
+    })?;
     let served = load.measure()?;
-    ensure!(
-        pods_of(cluster, "node")?.is_disjoint(&before),
-        "the node program is still the old one"
-    );
     println!(
         "a new node program on each node, one after the other, in {:.1} s: of {} new connections {} were reset, and the \
          longest time without one that was served is {:.1} s",
@@ -84,16 +109,14 @@ fn image(podveil: &Podveil<'_>) -> anyhow::Result<()> {
         served.longest_gap.as_secs_f64(),
     );
     println!("meanwhile an open connection {}", held.ended()?);
-    ensure!(
-        served.longest_gap < NOT_SERVED,
-        "new connections are not served for {:?}",
-        served.longest_gap
-    );
-    Ok(())
+    Ok(served)
 }
 
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// How long new connections of a node's pods may find no node program, on a machine that has other work too.
 const NOT_SERVED: Duration = Duration::from_secs(20);
+/// The same where the next one stands by.
+const NOT_SERVED_SURGE: Duration = Duration::from_secs(2);
 
 fn pods_of(cluster: &Cluster, program: &str) -> anyhow::Result<BTreeSet<String>> {
     let uids = cluster.kubectl(&[

@@ -153,7 +153,7 @@ fn killed_and_restarted(mesh: &mut Mesh, served: &AtomicUsize) -> anyhow::Result
 }
 
 /// One request, with the marker in it, and its whole answer.
-fn ask(from: &podveil_netns::NetNs, to: SocketAddr) -> anyhow::Result<()> {
+pub fn ask(from: &podveil_netns::NetNs, to: SocketAddr) -> anyhow::Result<()> {
     let mut stream = in_netns(from, || {
         Ok(TcpStream::connect_timeout(&to, Duration::from_millis(250))?)
     })?;

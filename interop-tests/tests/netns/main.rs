@@ -11,3 +11,4 @@ mod modes;
 mod outages;
 mod policy;
 mod protocols;
+mod surge;

@@ -66,6 +66,8 @@ impl Facts {
         }
         match *self.zds.borrow() {
             zds::Status::Disconnected => pending.push("no connection to the ZDS agent".to_owned()),
+            // Perhaps it is to follow a proxy that is connected, and is told nothing before that lets go.
+            zds::Status::Snapshot if self.config.take_over => {}
             zds::Status::Snapshot => {
                 pending.push("the ZDS agent has not told all its pods yet".to_owned());
             }

@@ -101,6 +101,17 @@ pub struct NodeConfig {
     #[serde(default = "default_readiness_address")]
     pub readiness_address: SocketAddr,
 
+    /// Unix socket that has the readiness endpoint instead, for `podveil-node ready`. Default none. With `take_over` set it
+    /// must be one that the process which is followed does not have: a port is the node's, and would tell of the other one.
+    #[serde(default)]
+    pub readiness_socket: Option<PathBuf>,
+
+    /// Start beside a process of the same module, stand by, and follow it when it ends: `redirect` in all it has, `proxy` at
+    /// the ZDS agent. Ports that it has are served then, and new connections go to the follower at once. Default false: two
+    /// processes of one module on one node are a mistake. A second `redirect` module waits with either value.
+    #[serde(default)]
+    pub take_over: bool,
+
     /// How log lines are written. Default `plain`, as the peers have it.
     #[serde(default)]
     pub log: LogFormat,
@@ -255,9 +266,6 @@ pub struct ProxySection {
     pub tunnel_idle_timeout: HumanDuration,
     /// Tunnels of one pod at once. Default 4096.
     pub max_tunnels_per_pod: usize,
-    /// Wait for a proxy that is still connected to the `redirect` module and follow it when it lets go or is gone. Default
-    /// false: two proxies of one node are a mistake, and the second is refused.
-    pub take_over: bool,
     /// How long connections are given to end when the program is stopped; then they are reset. Unless `take_over` is set
     /// new ones are served meanwhile, and it ends earlier where none is open. Default 25 s: under the chart's grace period
     /// of 30 s.
@@ -285,7 +293,6 @@ impl Default for ProxySection {
             max_streams_per_tunnel: limits.max_streams_per_tunnel,
             tunnel_idle_timeout: HumanDuration(limits.tunnel_idle),
             max_tunnels_per_pod: limits.max_tunnels,
-            take_over: false,
             drain_bound: seconds(25),
             max_traffic_series: 10_000,
             gone_series_kept: seconds(300),

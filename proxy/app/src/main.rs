@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use podveil_node::config::{Module, NodeConfig};
 use podveil_node::supervisor::{self, Supervisor};
-use podveil_node::{log, proxy, redirect};
+use podveil_node::{log, proxy, ready, redirect};
 use podveil_program::{
     ProcessEnvironment, forbid_core_dumps, raise_descriptor_limit, shutdown_signal,
 };
@@ -38,6 +38,8 @@ struct Arguments {
 
 #[derive(Clone, Copy, Debug, Subcommand)]
 enum Command {
+    /// Ask the program of this configuration at its `readiness_socket` whether it is ready, and end with 0 if it is.
+    Ready,
     /// Take every rule, socket, folder and cgroup of this node out again, then end.
     Teardown,
 }
@@ -45,6 +47,14 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let config = NodeConfig::load(arguments.config.as_deref(), &ProcessEnvironment)?;
+    let teardown = match arguments.command {
+        Some(Command::Ready) => {
+            let socket = config.readiness_socket.as_deref();
+            return ready::ask(socket.context("the configuration has no readiness_socket")?);
+        }
+        Some(Command::Teardown) => true,
+        None => false,
+    };
     log::init(config.log).context("the log cannot be written")?;
     forbid_core_dumps();
     if let Some(parent) = arguments.parent {
@@ -54,7 +64,7 @@ fn main() -> anyhow::Result<()> {
         return supervise();
     }
     let module = config.module()?;
-    if module == Module::Redirect || arguments.command.is_some() {
+    if module == Module::Redirect || teardown {
         podveil_netns::cgroup::enter_host_namespace()?;
     }
     let descriptors = raise_descriptor_limit();
@@ -70,7 +80,7 @@ fn main() -> anyhow::Result<()> {
         descriptors,
         "podveil-node starts"
     );
-    let result = runtime.block_on(run(config, module, arguments.command));
+    let result = runtime.block_on(run(config, module, teardown));
     // Nothing that still blocks may hold up the end.
     runtime.shutdown_background();
     log::flush();
@@ -90,7 +100,7 @@ fn supervise() -> anyhow::Result<()> {
     result
 }
 
-async fn run(config: NodeConfig, module: Module, command: Option<Command>) -> anyhow::Result<()> {
+async fn run(config: NodeConfig, module: Module, teardown: bool) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     tokio::spawn({
         let stop = stop.clone();
@@ -100,15 +110,15 @@ async fn run(config: NodeConfig, module: Module, command: Option<Command>) -> an
             stop.cancel();
         }
     });
-    match (command, module) {
-        (Some(Command::Teardown), _) => redirect::teardown(&config).await,
-        (None, Module::Proxy) => {
+    match (teardown, module) {
+        (true, _) => redirect::teardown(&config).await,
+        (false, Module::Proxy) => {
             // Before the first socket: a socket belongs to the cgroup of whoever made it.
             let joined = config.cgroup().and_then(|cgroup| cgroup.join());
             joined.context("the proxy's cgroup cannot be joined")?;
             proxy::run(config, stop).await
         }
-        (None, Module::Redirect) => redirect::run(config, stop).await,
+        (false, Module::Redirect) => redirect::run(config, stop).await,
     }
 }
 

@@ -20,6 +20,7 @@
 
 use crate::admin::Facts;
 use crate::config::{NodeConfig, ProxySection};
+use crate::endpoints::Endpoints;
 use crate::kubelet::NodeKubelet;
 use crate::metrics::{LiveWorkloads, NodeMetrics, ProcessMetrics, TrafficMetrics, XdsMetrics};
 use crate::pods::{ListenerSource, Pods, Shared};
@@ -33,19 +34,20 @@ use podveil_identity::ProgramIdentity;
 use podveil_inbound::{Kubelet, NoKubelet};
 use podveil_model::{Epoch, MeshConfig};
 use podveil_net::MARK;
-use podveil_program::http::{self, Routes};
+use podveil_program::http::Routes;
 use podveil_reports::{Controllers, Replicas};
 use podveil_state::{Limits, StateHandle, StateTask};
 use podveil_xds_client as xds;
 use prometheus::Registry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
+
+pub use crate::endpoints::Bound;
 
 /// Between two looks for series of workloads that are gone.
 const SWEEP: Duration = Duration::from_secs(30);
@@ -103,21 +105,13 @@ pub fn program(config: &NodeConfig, module: Module) -> ProgramConfig {
 pub struct Proxy {
     config: Arc<NodeConfig>,
     pods: Pods,
-    endpoints: Endpoints,
+    bound: Bound,
     uninstalling: watch::Receiver<bool>,
     tasks: TaskTracker,
     stop: CancellationToken,
     /// No new connection is taken any more.
     retired: CancellationToken,
     end: CancellationToken,
-}
-
-/// Where the HTTP endpoints are really bound.
-#[derive(Clone, Copy, Debug)]
-pub struct Endpoints {
-    pub admin: SocketAddr,
-    pub metrics: SocketAddr,
-    pub readiness: SocketAddr,
 }
 
 /// Runs the proxy until `stop`, then drains.
@@ -200,7 +194,16 @@ impl Proxy {
             zds: zds_status.subscribe(),
             xds: xds_status,
         };
-        let endpoints = serve_endpoints(&config, registry, &facts, &end).await?;
+        let readiness = {
+            let facts = facts.clone();
+            Routes::default().readiness(move || facts.pending())
+        };
+        let endpoints = Endpoints {
+            admin: facts.routes(),
+            metrics: Routes::default().metrics(registry),
+            readiness,
+        };
+        let bound = endpoints.serve(&config, &end).await?;
         tasks.spawn(prefetch::run(
             config.node.clone(),
             state.clone(),
@@ -227,17 +230,21 @@ impl Proxy {
                 links.credentials,
                 certificates,
             );
-            tasks.spawn(podveil_reports::run(
-                links.replicas,
-                reporter,
-                controllers,
-                retired.clone(),
-            ));
+            let (mut zds, retired) = (zds_status.subscribe(), retired.clone());
+            let (replicas, follows) = (links.replicas, config.take_over);
+            tasks.spawn(async move {
+                // Until it has followed, another proxy speaks for this node's pods.
+                let has_followed = zds.wait_for(|now| !follows || *now == zds::Status::Live);
+                let has_followed = retired.run_until_cancelled(has_followed).await;
+                if has_followed.is_some_and(|told| told.is_ok()) {
+                    podveil_reports::run(replicas, reporter, controllers, retired.clone()).await;
+                }
+            });
         }
         tasks.spawn({
             let (mut pods, config, retired) = (pods.clone(), config.clone(), retired.clone());
             async move {
-                let (socket, take_over) = (&config.zds_socket, config.proxy.take_over);
+                let (socket, take_over) = (&config.zds_socket, config.take_over);
                 zds::run(socket, take_over, &mut pods, &zds_status, &retired).await;
             }
         });
@@ -248,7 +255,7 @@ impl Proxy {
         Ok(Self {
             config,
             pods,
-            endpoints,
+            bound,
             uninstalling,
             tasks,
             stop,
@@ -257,8 +264,8 @@ impl Proxy {
         })
     }
 
-    pub fn endpoints(&self) -> Endpoints {
-        self.endpoints
+    pub fn endpoints(&self) -> Bound {
+        self.bound
     }
 
     /// Waits for the stop signal, drains, and ends every task.
@@ -271,7 +278,7 @@ impl Proxy {
         let bound = self.config.proxy.drain_bound.0;
         let bound_ms = bound.as_millis() as u64;
         let deadline = tokio::time::Instant::now() + bound;
-        if !self.config.proxy.take_over {
+        if !self.config.take_over {
             // The next process starts when this one has ended: until then new connections have nobody else.
             tracing::info!(bound_ms, "stopping once no connection is open");
             self.pods.quiet(bound).await;
@@ -387,29 +394,6 @@ fn limits(section: &ProxySection) -> Limits {
         max_streams_per_tunnel: section.max_streams_per_tunnel,
         tunnel_idle: section.tunnel_idle_timeout.0,
     }
-}
-
-async fn serve_endpoints(
-    config: &NodeConfig,
-    registry: Registry,
-    facts: &Facts,
-    end: &CancellationToken,
-) -> anyhow::Result<Endpoints> {
-    let readiness = {
-        let facts = facts.clone();
-        Routes::default().readiness(move || facts.pending())
-    };
-    let serve = async |what: &str, address: SocketAddr, routes: Routes| {
-        http::serve(address, routes, end.child_token())
-            .await
-            .with_context(|| format!("{what} {address} cannot be served"))
-    };
-    let metrics = Routes::default().metrics(registry);
-    Ok(Endpoints {
-        admin: serve("admin_address", config.admin_address, facts.routes()).await?,
-        metrics: serve("metrics_address", config.metrics_address, metrics).await?,
-        readiness: serve("readiness_address", config.readiness_address, readiness).await?,
-    })
 }
 
 /// Takes out the metrics of workloads that are gone.

@@ -2,25 +2,25 @@
 //! Hosts the `redirect` module: its configuration, credentials and endpoints. What it does is in `podveil-redirect`.
 
 use crate::config::{BackEnd, FindPods, NodeConfig};
+use crate::endpoints::Endpoints;
 use crate::metrics::ProcessMetrics;
 use crate::proxy::program;
 use crate::remains;
 use anyhow::Context;
 use podveil_ca_client::{Module, ProgramCredentials};
 use podveil_netns::cgroup::CgroupError;
-use podveil_program::http::{self, Answer, Routes};
+use podveil_program::http::{Answer, Routes};
 use podveil_redirect::{
     BackEndChoice, CniConfig, Ended, Find, PodCondition, RedirectConfig, Status, Unusable,
 };
 use prometheus::Registry;
 use serde_json::{Value, json};
-use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Runs the module until `stop`. Capture stays where it stands; once Podveil is uninstalled and no pod is captured any
-/// more, nothing stays on the node.
+/// Runs the module until it is `asked` to stop. Capture stays where it stands; once Podveil is uninstalled and no pod is
+/// captured any more, nothing stays on the node.
 ///
 /// # Errors
 /// An endpoint, a socket or the cgroup cannot be had: for the operator.
@@ -32,12 +32,6 @@ pub async fn run(config: NodeConfig, asked: CancellationToken) -> anyhow::Result
     let registry = Registry::new();
     ProcessMetrics::register(&registry);
     podveil_redirect::register(&registry, seen.clone()).context("the metrics clash")?;
-    tokio::spawn(outlast_the_proxy(
-        seen.clone(),
-        config.redirect.drain_bound.0,
-        asked,
-        stop.clone(),
-    ));
     let admin = {
         let (config, dumped) = (config.clone(), seen.clone());
         let dump = move || Answer::json(dump(&config, &dumped.borrow()).to_string());
@@ -51,18 +45,16 @@ pub async fn run(config: NodeConfig, asked: CancellationToken) -> anyhow::Result
         let credentials = credentials.clone();
         Routes::default().readiness(move || pending(&credentials, &seen.borrow()))
     };
-    let serve = async |what: &str, address: SocketAddr, routes: Routes| {
-        http::serve(address, routes, stop.child_token())
-            .await
-            .with_context(|| format!("{what} {address} cannot be served"))
+    let endpoints = Endpoints {
+        admin,
+        metrics: Routes::default().metrics(registry),
+        readiness,
     };
-    serve("admin_address", config.admin_address, admin).await?;
-    let metrics = Routes::default().metrics(registry);
-    serve("metrics_address", config.metrics_address, metrics).await?;
-    serve("readiness_address", config.readiness_address, readiness).await?;
-    let ended = podveil_redirect::run(module(&config)?, credentials, status, stop)
+    endpoints.serve(&config, &stop).await?;
+    let ended = podveil_redirect::run(module(&config)?, credentials, status, asked)
         .await
         .context("the redirect module cannot start")?;
+    stop.cancel();
     match ended {
         Ended::Stopped => Ok(()),
         Ended::Uninstalled => {
@@ -73,19 +65,6 @@ pub async fn run(config: NodeConfig, asked: CancellationToken) -> anyhow::Result
             Ok(())
         }
     }
-}
-
-/// Cancels `stop` when the proxy has gone after `asked`, at most `bound` later.
-async fn outlast_the_proxy(
-    mut status: watch::Receiver<Status>,
-    bound: Duration,
-    asked: CancellationToken,
-    stop: CancellationToken,
-) {
-    asked.cancelled().await;
-    let gone = status.wait_for(|status| !status.proxy_connected);
-    let _in_time = tokio::time::timeout(bound, gone).await;
-    stop.cancel();
 }
 
 /// Takes everything of this node out again.
@@ -136,6 +115,7 @@ fn module(config: &NodeConfig) -> Result<RedirectConfig, CgroupError> {
         hold_bound: section.hold_bound.0,
         backlog: section.backlog,
         release_bound: section.release_bound.0,
+        drain_bound: section.drain_bound.0,
     })
 }
 
@@ -144,7 +124,7 @@ fn pending(credentials: &ProgramCredentials, status: &Status) -> Vec<String> {
     if credentials.current().is_none() {
         pending.push(no_certificate(credentials));
     }
-    if !status.synced {
+    if !status.stands_by && !status.synced {
         pending.push("the control plane has not told everything yet".to_owned());
     }
     pending
@@ -211,6 +191,7 @@ fn page(status: &Status) -> Value {
     });
     json!({
         "version": { "version": env!("CARGO_PKG_VERSION"), "program": "podveil-node" },
+        "standsBy": status.stands_by,
         "synced": status.synced,
         "proxyConnected": status.proxy_connected,
         "backEnd": back_end,

@@ -256,7 +256,7 @@ fn receive(socket: &Socket, limit: usize) -> io::Result<Option<Packet>> {
     Ok(Some(Packet { bytes, fds }))
 }
 
-fn private_directory(directory: &Path) -> io::Result<()> {
+pub(crate) fn private_directory(directory: &Path) -> io::Result<()> {
     if let Some(parent) = directory.parent().filter(|p| !p.as_os_str().is_empty()) {
         fs::create_dir_all(parent)?;
     }

@@ -29,6 +29,15 @@ pub struct RedirectConfig {
     pub backlog: u32,
     /// Connections that a released pod still has through the proxy are given this long.
     pub release_bound: Duration,
+    /// Asked to stop, it goes on for so long while the proxy is connected.
+    pub drain_bound: Duration,
+}
+
+impl RedirectConfig {
+    /// Whoever has it serves the node.
+    pub(crate) fn lease(&self) -> PathBuf {
+        self.zds_socket.with_file_name("lease")
+    }
 }
 
 /// How pods' network namespaces are found.

@@ -15,7 +15,8 @@
 //! what has been replaced, and one bounded channel of results of work.
 //!
 //! What stands in the kernel is read there, never remembered on disk. A stopped module leaves capture in place; the next
-//! one finds it, takes the listening sockets back from the proxy, and goes on. [`teardown`] removes everything.
+//! one finds it, takes the listening sockets back from the proxy, and goes on. One that is started beside it stands by:
+//! which of them serves the node is a lock, let go with the process. [`teardown`] removes everything.
 //!
 //! Left out: what the rules are (`podveil-plan`, `podveil-apply`), and everything that carries bytes.
 
@@ -24,6 +25,7 @@
 mod cluster;
 mod cni;
 mod config;
+mod ending;
 mod entry;
 mod fence_steps;
 mod finder;

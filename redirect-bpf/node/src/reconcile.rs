@@ -551,6 +551,7 @@ impl<B: Backend> Reconciler<B> {
             })
             .collect();
         let status = Status {
+            stands_by: false,
             synced: self.synced,
             proxy_connected,
             pods,

@@ -2,6 +2,7 @@
 use crate::PluginState;
 use crate::cni::{self, InstallError, Installation, Namespaces};
 use crate::config::RedirectConfig;
+use crate::ending::outlast_the_proxy;
 use crate::finder::{FindError, Finder};
 use crate::holder::{self, Answers, Held};
 use crate::reconcile::{Links, Reconciler};
@@ -13,6 +14,7 @@ use podveil_apply::{ApplyError, BackEndError, BackEnds, Backend, NodeError};
 use podveil_ca_client::{ProgramCredentials, transport};
 use podveil_cni::NotEnrolled;
 use podveil_identity::ProgramIdentity;
+use podveil_netns::Lease;
 use podveil_netns::cgroup::{CgroupError, Membership};
 use podveil_netns::seqpacket;
 use podveil_reports::{Controllers, Replicas};
@@ -41,7 +43,7 @@ pub enum RedirectError {
     BackEnd(#[from] BackEndError),
     #[error("the proxy's cgroup cannot be joined")]
     Cgroup(#[from] CgroupError),
-    #[error("cannot listen at {path}")]
+    #[error("{path} cannot be had")]
     Socket {
         path: PathBuf,
         #[source]
@@ -85,18 +87,22 @@ pub enum TeardownError {
     },
 }
 
-/// Runs the module until `stop`, publishing its state in `status`. Joins the proxy's cgroup first, since every socket
-/// made here is the proxy's. Capture stays where it stands when this ends; where none is to come back, the caller goes on
-/// with [`purge`].
+/// Runs the module until it is asked to stop and the proxy has gone, publishing its state in `status`; as long as another
+/// process of it serves this node, stands by. Joins the proxy's cgroup first, since every socket made here is the proxy's.
+/// Capture stays where it stands when this ends; where none is to come back, the caller goes on with [`purge`].
 /// # Errors
 /// [`RedirectError`], before anything was started.
 pub async fn run(
     config: RedirectConfig,
     credentials: ProgramCredentials,
     status: watch::Sender<Status>,
-    stop: CancellationToken,
+    asked_to_stop: CancellationToken,
 ) -> Result<Ended, RedirectError> {
     config.cgroup.join()?;
+    // Let go last: the next process makes the same sockets.
+    let Some(_lease) = take_turn(&config.lease(), &status, &asked_to_stop).await? else {
+        return Ok(Ended::Stopped);
+    };
     let backend = BackEnds::open(config.back_end, &config.bpf_dir, config.cgroup.locate()?).await?;
     let bind = |path: &PathBuf| {
         seqpacket::Listener::bind(path).map_err(|source| RedirectError::Socket {
@@ -131,8 +137,7 @@ pub async fn run(
         name: format!("podveil-redirect-{}", config.node),
         ..NodeInfo::default()
     };
-    // A token of our own: if anything here ends, everything does.
-    let stop = stop.child_token();
+    let stop = CancellationToken::new();
     let watched = proxy.clone();
     let links = Links {
         xds: Client::start(
@@ -167,11 +172,25 @@ pub async fn run(
     };
     let controllers = Controllers::default();
     let installation = Installation::new(&config.cni);
+    let drain_bound = config.drain_bound;
     let (hold_bound, membership) = (config.hold_bound, config.cgroup.clone());
     let backend = Arc::new(backend);
     let reconciler = Reconciler::new(config, backend.clone(), links, stop.clone());
 
     let tasks = TaskTracker::new();
+    tasks.spawn({
+        let (proxy, offered, stop) = (watched.clone(), offered.clone(), stop.clone());
+        async move {
+            if stop
+                .run_until_cancelled(asked_to_stop.cancelled())
+                .await
+                .is_some()
+            {
+                outlast_the_proxy(proxy, offered, drain_bound).await;
+                stop.cancel();
+            }
+        }
+    });
     tasks.spawn(keep_forgetting(backend, stop.clone()));
     tasks.spawn(zds::serve(
         zds_socket,
@@ -224,6 +243,26 @@ pub async fn run(
     })
 }
 
+/// Waits until no other process of this module serves the node; `None`: asked to stop before.
+async fn take_turn(
+    path: &Path,
+    status: &watch::Sender<Status>,
+    asked: &CancellationToken,
+) -> Result<Option<Lease>, RedirectError> {
+    let failed = |source| RedirectError::Socket {
+        path: path.to_owned(),
+        source,
+    };
+    if let Some(lease) = Lease::try_take(path).map_err(failed)? {
+        return Ok(Some(lease));
+    }
+    tracing::info!("another process of this module serves the node: this one follows when it ends");
+    status.send_modify(|status| status.stands_by = true);
+    let taken = asked.run_until_cancelled(Lease::take(path)).await;
+    status.send_modify(|status| status.stands_by = false);
+    taken.transpose().map_err(failed)
+}
+
 /// With what only it reads.
 fn remove_plugin(installation: &Installation, not_enrolled: &Path) -> Result<(), InstallError> {
     installation.remove()?;
@@ -252,6 +291,11 @@ pub fn purge(config: &RedirectConfig) -> Result<(), TeardownError> {
     let not_enrolled = NotEnrolled::path(&config.cni.socket);
     remove_plugin(&Installation::new(&config.cni), &not_enrolled)?;
     BackEnds::purge(&config.bpf_dir)?;
+    let lease = config.lease();
+    Lease::remove(&lease).map_err(|source| TeardownError::Socket {
+        path: lease,
+        source,
+    })?;
     for socket in [
         &config.zds_socket,
         &config.listeners_socket,

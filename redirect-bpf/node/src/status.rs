@@ -9,6 +9,8 @@ use std::time::SystemTime;
 /// The module as a whole, replaced at each change.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Status {
+    /// Another process of this module serves the node; nothing here is told before that ends.
+    pub stands_by: bool,
     /// The cluster is known, so that pods can be offered to the proxy.
     pub synced: bool,
     /// A proxy is connected to the ZDS socket.

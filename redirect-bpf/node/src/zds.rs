@@ -8,5 +8,7 @@
 mod server;
 mod session;
 
+#[cfg(test)]
+pub use server::Acknowledged;
 pub use server::{Offers, Proxy, serve};
 pub use session::{Offer, Taking};

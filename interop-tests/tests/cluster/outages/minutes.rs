@@ -16,7 +16,7 @@ const BACK_OFF: Duration = Duration::from_secs(330);
 /// In [`AWAY`], by one program: pauses grow to 5 s; those of a part that comes back in between begin anew.
 const MOST_ATTEMPTS: u64 = 150;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Harm {
     CutOff,
     Killed,
@@ -116,8 +116,9 @@ fn away(bed: &mut Bed, parts: &[Part], harm: Harm, full: u64) -> anyhow::Result<
         tried <= MOST_ATTEMPTS,
         "{tried} attempts to reach a controller"
     );
-    // Where the API server was away, Kubernetes itself has given the nodes up for a while, and their pods with them.
-    if !parts.contains(&Part::ApiServer) {
+    // Where the API server was away, Kubernetes itself has given the nodes up for a while, and their pods with them; and what is
+    // killed again and again is told to be ready and not ready as often.
+    if !parts.contains(&Part::ApiServer) && harm != Harm::Killed {
         ensure!(
             bytes <= full / 2,
             "{bytes} bytes of addresses were sent again, {full} at first"

@@ -9,7 +9,7 @@ use control_plane::{ControlPlane, trust_domain};
 use node::{Agent, Answer, Folder, Held};
 use podveil_identity::WorkloadIdentity;
 use podveil_model::Stage;
-use podveil_node::proxy::{Ended, Endpoints, Proxy};
+use podveil_node::proxy::{Bound, Ended, Proxy};
 use podveil_proto::podveil::node::v1::{NodeReport, WorkloadCondition, WorkloadReport};
 use podveil_testing::{mesh, workload};
 use podveil_xds_server::Snapshot;
@@ -29,7 +29,7 @@ struct Fixture {
     control_plane: ControlPlane,
     agent: Agent,
     held: Answer,
-    endpoints: Endpoints,
+    endpoints: Bound,
     stop: CancellationToken,
     running: JoinHandle<Ended>,
     _folder: Folder,
@@ -163,7 +163,7 @@ async fn a_pod_is_ready_when_it_is_served_and_has_its_certificate() {
         .report(|report| report.applied_version == newest)
         .await;
 
-    let readiness = fixture.endpoints.readiness;
+    let readiness = fixture.endpoints.readiness.unwrap();
     wait_for(
         readiness,
         "/healthz/ready",
@@ -265,7 +265,7 @@ async fn a_pod_without_listeners_is_pending_and_its_agent_is_told() {
         pod.reason
     );
     wait_for(
-        fixture.endpoints.readiness,
+        fixture.endpoints.readiness.unwrap(),
         "/healthz/ready",
         "1 pods have no listeners yet",
     )

@@ -29,6 +29,8 @@ pub type Acknowledged = Arc<BTreeMap<Uid, (u64, Result<(), Arc<str>>)>>;
 #[derive(Clone, Debug, Default)]
 pub struct Proxy {
     pub peer: Option<Arc<Peer>>,
+    /// It had waited until another one let go.
+    pub has_followed: bool,
     pub acknowledged: Acknowledged,
 }
 
@@ -58,9 +60,14 @@ pub async fn serve(
 ) {
     let mut current: Option<(JoinHandle<()>, Arc<Peer>)> = None;
     let mut successor: Option<Client> = None;
-    let start = |client: Client| {
-        tracing::info!(client.peer.pid, "a proxy has connected");
+    let start = |client: Client, has_followed: bool| {
+        tracing::info!(client.peer.pid, has_followed, "a proxy has connected");
         let peer = client.peer.clone();
+        proxy.send_replace(Proxy {
+            peer: Some(peer.clone()),
+            has_followed,
+            acknowledged: Acknowledged::default(),
+        });
         let task = tokio::spawn(one(client, offers.clone(), proxy.clone(), stop.clone()));
         (task, peer)
     };
@@ -72,7 +79,7 @@ pub async fn serve(
                     None => continue,
                 },
                 () = has_ended(&mut current), if successor.is_some() => {
-                    current = successor.take().map(start);
+                    current = successor.take().map(|client| start(client, true));
                     continue;
                 }
             };
@@ -89,7 +96,7 @@ pub async fn serve(
                 task.abort();
                 let _ended = task.await;
             }
-            current = Some(start(client));
+            current = Some(start(client, false));
         }
     };
     let _stopped: Option<()> = stop.run_until_cancelled(accept).await;
@@ -188,10 +195,6 @@ async fn one(
             self.0.send_replace(Proxy::default());
         }
     }
-    proxy.send_replace(Proxy {
-        peer: Some(client.peer.clone()),
-        acknowledged: Acknowledged::default(),
-    });
     let disconnect = Disconnect(proxy);
     let ended = tokio::select! {
         ended = converse(client, offers, &disconnect.0) => ended,
