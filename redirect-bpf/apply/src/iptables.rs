@@ -7,7 +7,7 @@ use crate::connections::{Connection, Connections};
 use crate::reference::scratch;
 use crate::routes::{self, Family};
 use crate::{BackEnd, Unusable, conntrack, nfnetlink};
-use chains::Rules;
+use chains::{Rules, Table};
 use podveil_netns::NetNs;
 use podveil_netns::cgroup::CgroupPath;
 use podveil_plan::{Capture, Fence, FenceStep, Phase};
@@ -89,6 +89,14 @@ impl Iptables {
         Ok(false)
     }
 
+    /// Are there sets, of whichever flavour? Routes come before them and go after them; chains come after and go before. They
+    /// are asked for where routes show that anything has been begun with.
+    /// # Errors
+    /// When the namespace cannot be read.
+    pub async fn has_sets(netns: &NetNs) -> Result<bool, ApplyError> {
+        Ok(routes::stand(netns)? && !sets(netns).await?.is_empty())
+    }
+
     fn rules<'a>(&'a self, capture: &'a Capture, family: Family) -> Rules<'a> {
         Rules {
             capture,
@@ -155,30 +163,31 @@ impl Iptables {
         Ok(())
     }
 
-    /// Writes tables, in this order, and the jumps into them that are missing.
+    /// Writes tables, in this order, each with the jumps into it that are missing: who ends half-way leaves no table of
+    /// which it cannot be told whose it is.
     async fn write(
         &self,
         netns: &NetNs,
         rules: &Rules<'_>,
-        tables: &[String],
+        tables: &[Table],
     ) -> Result<(), ApplyError> {
         let saved = self.saved(netns, rules.family).await?;
-        let mut script = tables.concat();
-        let mut jumps = String::new();
-        for (table, from, to) in chains::JUMPS {
-            let is_written = tables
-                .iter()
-                .any(|one| one.starts_with(&format!("*{table}\n")));
-            let stands = (saved.get(&(table.into(), from.into())))
-                .is_some_and(|rules| rules.iter().any(|rule| rule.ends_with(&format!("-j {to}"))));
-            if is_written && !stands {
-                let owner = rules.owner();
-                jumps += &format!(
-                    "*{table}\n-I {from} -m comment --comment \"{owner}\" -j {to}\nCOMMIT\n"
-                );
-            }
+        let owner = rules.owner();
+        let mut script = String::new();
+        for table in tables {
+            let missing: String = (chains::JUMPS.iter())
+                .filter(|(name, from, to)| {
+                    let jump = format!("-j {to}");
+                    let held = saved.get(&((*name).into(), (*from).into()));
+                    *name == table.name
+                        && !held.is_some_and(|held| held.iter().any(|rule| rule.ends_with(&jump)))
+                })
+                .map(|(_, from, to)| {
+                    format!("-I {from} -m comment --comment \"{owner}\" -j {to}\n")
+                })
+                .collect();
+            script += &table.script(&missing);
         }
-        script += &jumps;
         self.load(netns, rules.family, &script).await
     }
 
@@ -187,7 +196,7 @@ impl Iptables {
         let rules = self.rules(capture, family);
         let nobody = BTreeSet::new();
         let tables = [rules.mangle(), rules.nat(), rules.filter(Some(&nobody))];
-        let key = format!("{family:?} {}", tables.concat());
+        let key = format!("{family:?} {tables:?}");
         let known = || {
             self.references
                 .lock()
@@ -400,19 +409,22 @@ impl Backend for Iptables {
     }
 
     async fn stands(&self, netns: &NetNs) -> Result<bool, ApplyError> {
-        Ok(self.has_chains(netns).await? || routes::stand(netns)?)
+        Ok(routes::stand(netns)? || self.has_chains(netns).await?)
     }
 
     async fn owns(&self, netns: &NetNs) -> Result<bool, ApplyError> {
         let release = Capture::release();
+        let mut nothing = true;
         for family in Family::of(netns)? {
             let saved = self.saved(netns, family).await?;
-            if !saved.is_empty() {
-                let owner = format!("\"{}\"", self.rules(&release, family).owner());
-                return Ok(saved.values().flatten().any(|rule| rule.contains(&owner)));
+            let owner = format!("\"{}\"", self.rules(&release, family).owner());
+            if saved.values().flatten().any(|rule| rule.contains(&owner)) {
+                return Ok(true);
             }
+            nothing &= saved.is_empty();
         }
-        routes::stand(netns)
+        // Begun with, by whomever.
+        Ok(nothing && routes::stand(netns)?)
     }
 
     async fn observe(
@@ -447,54 +459,63 @@ impl Backend for Iptables {
     }
 
     async fn remove(&self, netns: &NetNs) -> Result<(), ApplyError> {
-        let mut emptied = Vec::new();
-        for family in Family::of(netns)? {
-            let saved = self.saved(netns, family).await?;
-            let mut script = String::new();
-            for ((table, chain), rules) in &saved {
-                if !chain.starts_with(chains::PREFIX) {
-                    let jumps: String = rules
-                        .iter()
-                        .map(|rule| format!("-D {}\n", plain(rule)))
-                        .collect();
-                    script += &format!("*{table}\n{jumps}COMMIT\n");
-                }
+        let mut begun = Self::has_sets(netns).await?;
+        let families = Family::of(netns)?;
+        for family in &families {
+            let saved = self.saved(netns, *family).await?;
+            let tables = ["filter", "nat", "mangle"].map(|table| take_out(&saved, table));
+            if !saved.is_empty() {
+                self.load(netns, *family, &tables.concat()).await?;
+                begun = true;
             }
-            let ours: Vec<_> = saved
-                .keys()
-                .filter(|(_, chain)| chain.starts_with(chains::PREFIX))
-                .collect();
-            for verb in ["-F", "-X"] {
-                for (table, chain) in &ours {
-                    script += &format!("*{table}\n{verb} {chain}\nCOMMIT\n");
-                }
-            }
-            if !script.is_empty() {
-                self.load(netns, family, &script).await?;
-                emptied.push(family);
+        }
+        if begun {
+            for family in &families {
+                self.remove_empty_tables(netns, *family).await?;
             }
         }
         remove_sets(netns).await?;
-        routes::remove(netns)?;
-        // Last: by itself an empty table does nothing.
-        for family in emptied {
-            self.remove_empty_tables(netns, family).await?;
-        }
-        Ok(())
+        // Last: as long as they stand, a removal that was broken off is seen to be one.
+        routes::remove(netns)
     }
 }
 
-async fn remove_sets(netns: &NetNs) -> Result<(), ApplyError> {
+/// What takes everything of ours out of one table, at once.
+fn take_out(saved: &Saved, table: &str) -> String {
+    let (mut jumps, mut emptied, mut removed) = (String::new(), String::new(), String::new());
+    for ((_, chain), rules) in saved.iter().filter(|((of, _), _)| of == table) {
+        if chain.starts_with(chains::PREFIX) {
+            emptied += &format!("-F {chain}\n");
+            removed += &format!("-X {chain}\n");
+        } else {
+            jumps.extend(rules.iter().map(|rule| format!("-D {}\n", plain(rule))));
+        }
+    }
+    match jumps.len() + emptied.len() {
+        0 => String::new(),
+        _ => format!("*{table}\n{jumps}{emptied}{removed}COMMIT\n"),
+    }
+}
+
+/// The sets of ours that stand.
+async fn sets(netns: &NetNs) -> Result<Vec<String>, ApplyError> {
     let names = match run_in(netns, "ipset", &["list", "-name"], "").await {
         // Without the program nobody has made any.
         Err(CommandError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            return Ok(());
+            return Ok(Vec::new());
         }
         names => names?,
     };
-    let script: String = String::from_utf8_lossy(&names)
+    Ok(String::from_utf8_lossy(&names)
         .lines()
         .filter(|name| name.starts_with(chains::SET_PREFIX))
+        .map(str::to_owned)
+        .collect())
+}
+
+async fn remove_sets(netns: &NetNs) -> Result<(), ApplyError> {
+    let sets = sets(netns).await?;
+    let script: String = (sets.iter())
         .map(|name| format!("destroy {name}\n"))
         .collect();
     ipset(netns, &script).await

@@ -6,16 +6,20 @@
 
 #![forbid(unsafe_code)]
 
+#[path = "netns/half_way.rs"]
+mod half_way;
 #[path = "netns/raw.rs"]
 mod raw;
 #[path = "netns/world.rs"]
 mod world;
 
 use futures::future::join_all;
+use half_way::HalfWay;
 use podveil_apply::{
     BackEnd, BackEndChoice, BackEndError, BackEnds, Backend, Ebpf, Feature, Flavour, Iptables,
     Nftables, VerifyError,
 };
+use podveil_netns::NetNs;
 use podveil_plan::{Capture, Fence, FenceStep, Phase};
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
@@ -65,6 +69,7 @@ held!(
         a_second_interface_is_captured_too,
         namespaces_come_and_go,
         capture_is_verified_by_a_connection_that_comes_to_the_proxy,
+        what_a_killed_process_leaves_half_done_is_taken_out,
     ]
 );
 held!(
@@ -78,6 +83,7 @@ held!(
         a_mandatory_peers_plain_syn_is_refused,
         open_connections_live_through_label_on_and_off,
         nothing_is_left_and_removal_may_be_repeated,
+        what_a_killed_process_leaves_half_done_is_taken_out,
     ]
 );
 
@@ -411,6 +417,59 @@ async fn nothing_is_left_and_removal_may_be_repeated<B: Tested>() {
             world.backend.remove(&world.pod).await.unwrap();
         }
         assert_eq!(world.everything(), before);
+    }
+}
+
+async fn what_a_killed_process_leaves_half_done_is_taken_out<B: Tested>() {
+    if let Some(task) = half_way::task() {
+        let backend = B::open(&world::cgroup_of(std::os::unix::process::parent_id()));
+        let netns = NetNs::current().unwrap();
+        match task.as_str() {
+            "apply" => drop(
+                (backend.apply(&netns, &CAPTURING(), &Arc::default()))
+                    .await
+                    .unwrap(),
+            ),
+            _ => backend.remove(&netns).await.unwrap(),
+        }
+        return;
+    }
+    let world = World::<B>::new();
+    let half_way = HalfWay::new();
+    let module = match world::FLAVOUR.get() {
+        Flavour::Nft => "iptables",
+        Flavour::Legacy => "iptables_legacy",
+    };
+    let test = format!("{module}::what_a_killed_process_leaves_half_done_is_taken_out");
+    let before = world.everything();
+    for task in ["apply", "remove"] {
+        let mut steps = 0;
+        loop {
+            if task == "remove" {
+                (world
+                    .backend
+                    .apply(&world.pod, &CAPTURING(), &fence_of(&world)))
+                .await
+                .unwrap();
+            }
+            let killed = half_way.is_killed(&world, &test, task, steps);
+            if killed {
+                assert!(world.backend.stands(&world.pod).await.unwrap());
+                assert!(
+                    world.backend.owns(&world.pod).await.unwrap(),
+                    "{task}, {steps}"
+                );
+            }
+            // Another back end is chosen now.
+            let start = BackEnds::left(&world.pins(), world.cgroup().clone()).unwrap();
+            start.remove(&world.pod).await.unwrap();
+            assert_eq!(world.everything(), before, "{task}, {steps} steps");
+            if !killed {
+                break;
+            }
+            steps += 1;
+        }
+        assert!(steps > 6, "a table each");
     }
 }
 

@@ -53,7 +53,7 @@ impl Rules<'_> {
     }
 
     /// Marks and the way back, which stand as long as anything does.
-    pub fn mangle(&self) -> String {
+    pub fn mangle(&self) -> Table {
         let proxy = self.proxy();
         table(
             "mangle",
@@ -79,7 +79,7 @@ impl Rules<'_> {
     }
 
     /// Capture itself; empty while releasing, when translation goes on for those connections that have it.
-    pub fn nat(&self) -> String {
+    pub fn nat(&self) -> Table {
         let mut rules = Vec::new();
         if self.capture.phase == Phase::Capturing {
             let out = "PODVEIL_CAPTURE";
@@ -115,7 +115,7 @@ impl Rules<'_> {
     }
 
     /// The fence; empty where `older` is not known, and while releasing.
-    pub fn filter(&self, older: Option<&BTreeSet<Connection>>) -> String {
+    pub fn filter(&self, older: Option<&BTreeSet<Connection>>) -> Table {
         let mut rules = Vec::new();
         if let (Some(older), Phase::Capturing) = (older, self.capture.phase) {
             self.fence(&mut rules, older);
@@ -201,16 +201,31 @@ fn ports(chain: &str, which: &str, ports: &BTreeSet<u16>) -> Vec<String> {
     ports.iter().map(rule).collect()
 }
 
+/// One table's chains and their rules.
+#[derive(Debug)]
+pub struct Table {
+    pub name: &'static str,
+    /// Lines of the script.
+    lines: String,
+}
+
+impl Table {
+    /// Writes it in one step, with these lines at its end.
+    pub fn script(&self, more: &str) -> String {
+        format!("*{}\n{}{more}COMMIT\n", self.name, self.lines)
+    }
+}
+
 /// A table's chains, emptied, with these rules.
-fn table(name: &str, chains: &[&str], rules: &[String]) -> String {
-    let mut script = format!("*{name}\n");
+fn table(name: &'static str, chains: &[&str], rules: &[String]) -> Table {
+    let mut lines = String::new();
     for chain in chains {
-        let _ = writeln!(script, ":{chain} - [0:0]");
+        let _ = writeln!(lines, ":{chain} - [0:0]");
     }
     for rule in rules {
-        let _ = writeln!(script, "-A {rule}");
+        let _ = writeln!(lines, "-A {rule}");
     }
-    script + "COMMIT\n"
+    Table { name, lines }
 }
 
 pub fn is_of(family: Family, ip: IpAddr) -> bool {

@@ -563,9 +563,9 @@ impl<B: Tested> World<B> {
             .collect();
         [
             rules.join("\n"),
-            run(&self.pod, "iptables-legacy-save", &["-t", "nat"])
-                .contains("PODVEIL")
-                .to_string(),
+            ["iptables-legacy-save", "ip6tables-legacy-save"]
+                .map(|program| run(&self.pod, program, &[]).contains("PODVEIL").to_string())
+                .concat(),
             run(&self.pod, "ipset", &["save"]),
             run(&self.pod, "ip", &["rule"]),
             run(&self.pod, "ip", &["-6", "rule"]),
