@@ -284,7 +284,10 @@ pub async fn keep(
                 true => installation.remove().map(|()| false),
                 false => installation.put(),
             });
-            let now = match (work.await, out) {
+            let ended = work.await;
+            // Only what has just been put there again is: an error is tried again like any other.
+            contested = false;
+            let now = match (ended, out) {
                 (Ok(Ok(_)), true) => PluginState::Off,
                 (Ok(Ok(put)), false) => {
                     let now = Instant::now();
@@ -474,6 +477,32 @@ mod tests {
         let again = tokio::time::timeout(CONTESTED_PAUSE / 2, times.changed()).await;
         assert!(again.is_err(), "it fights");
         agent.abort();
+        stop.cancel();
+        keeper.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_error_while_it_is_contested_is_tried_again_as_soon_as_any() {
+        let (_root, node) = node();
+        let path = node.conf_dir.join("05-cilium.conflist");
+        let (_unwanted, out) = watch::channel(false);
+        let (state, mut seen) = watch::channel(PluginState::Off);
+        let stop = CancellationToken::new();
+        let keeper = tokio::spawn(keep(node, out, state, stop.clone()));
+        let contested = PluginState::Missing(InstallError::Contested.to_string().into());
+        while *seen.borrow_and_update() != contested {
+            fs::write(&path, CILIUM).unwrap();
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        fs::write(&path, "{").unwrap();
+        seen.wait_for(|state| *state != contested).await.unwrap();
+        fs::write(&path, CILIUM).unwrap();
+        let mended =
+            seen.wait_for(|state| matches!(state, PluginState::Installed) || *state == contested);
+        let bound = LOOK_AGAIN + 2 * PAUSE;
+        let mended = tokio::time::timeout(bound, mended).await;
+        drop(mended.expect("it is tried again").unwrap());
+        assert!(ConfList::new(&fs::read_to_string(&path).unwrap()).is_with());
         stop.cancel();
         keeper.await.unwrap();
     }
