@@ -8,7 +8,7 @@ use crate::routes::{self, Family, Sources};
 use crate::sysctls::Sysctls;
 use fences::Fences;
 use podveil_bpf::layout::{Ip, Pod, PodAddress, PodConnection, PodListener, PodPort};
-use podveil_bpf::{Attached, Node, NodeError, Table, TableError, pidfd_open};
+use podveil_bpf::{Attached, Layout, Node, NodeError, Table, TableError, pidfd_open};
 use podveil_model::{INBOUND_PORT, OUTBOUND_PORT};
 use podveil_netns::cgroup::CgroupPath;
 use podveil_netns::{NetNs, process, sock_diag};
@@ -50,6 +50,9 @@ const RECORDED: u32 = 1 << 31;
 /// - Each path of a multipath TCP connection is opened past the hook in `connect()`. It is marked a moment before its SYN
 ///   is sent, and routed again.
 ///
+/// What a program with another layout has captured goes on being captured by that until a pod is written anew, and by us
+/// from then on; connections that are open notice nothing.
+///
 /// Known limit: a socket bound to a device (`SO_BINDTODEVICE`) cannot be sent over `lo`, and its `connect()` fails.
 #[derive(Debug)]
 pub struct Ebpf {
@@ -64,8 +67,15 @@ impl Ebpf {
     /// # Errors
     /// [`NodeError`]: what this kernel or this machine lacks.
     pub fn open(folder: &Path, cgroup: CgroupPath) -> Result<Self, NodeError> {
+        Self::open_as(Layout::default(), folder, cgroup)
+    }
+
+    /// As a program of another version, with another layout.
+    /// # Errors
+    /// As [`Ebpf::open`].
+    pub fn open_as(layout: Layout, folder: &Path, cgroup: CgroupPath) -> Result<Self, NodeError> {
         let sysctls = Sysctls::open().map_err(NodeError::Sysctls)?;
-        let node = Node::open(folder, cgroup)?;
+        let node = Node::open(folder, cgroup, layout)?;
         let fences = Mutex::new(Fences::inherit(&node)?);
         let ebpf = Self {
             node,
@@ -86,6 +96,7 @@ impl Ebpf {
     /// Drops what a process before this one has left for namespaces that have ended, or that it had only begun with.
     fn forget_left(&self) -> Result<(), NodeError> {
         let node = &self.node;
+        self.forget_former()?;
         for (cookie, attached) in node.pods_attached()? {
             if attached != Attached::Stands {
                 self.forget(cookie)?;
@@ -107,17 +118,44 @@ impl Ebpf {
         Ok(())
     }
 
+    /// Lets go of what another layout has of namespaces that have ended, and of the layout behind its last pod.
+    fn forget_former(&self) -> Result<(), NodeError> {
+        let former = &self.node.former;
+        for cookie in former.gone()? {
+            former.forget(cookie)?;
+            self.forget(cookie)?;
+        }
+        former.remove_unused()
+    }
+
     /// Empties every table of one namespace, the entry that says what was found there last.
     fn forget(&self, cookie: u64) -> Result<(), NodeError> {
         let node = &self.node;
         node.detach_pod(cookie)?;
         self.change_fences(|fences, map| fences.remove(map, cookie))?;
         node.ports.replace(cookie, BTreeSet::new())?;
-        node.older.replace(cookie, BTreeSet::new())?;
         node.addresses.replace(cookie, BTreeSet::new())?;
-        node.counts.remove(&cookie)?;
+        // Another layout's too, as long as that has the pod.
+        if node.former.pod(cookie)?.is_none() {
+            node.older.replace(cookie, BTreeSet::new())?;
+            node.counts.remove(&cookie)?;
+        }
         node.pods.remove(&cookie)?;
         Ok(())
+    }
+
+    /// What is written of this pod, by us or in another layout.
+    fn written(&self, cookie: u64) -> Result<Option<Pod>, NodeError> {
+        match self.node.pods.find(&cookie)? {
+            Some(pod) => Ok(Some(pod)),
+            None => self.node.former.pod(cookie),
+        }
+    }
+
+    /// From now on no program of another layout acts for this pod.
+    fn is_ours_alone(&self, cookie: u64) -> Result<(), NodeError> {
+        self.node.former.forget(cookie)?;
+        self.node.former.remove_unused()
     }
 
     fn change_fences<T>(
@@ -126,6 +164,72 @@ impl Ebpf {
     ) -> Result<T, NodeError> {
         let mut fences = self.fences.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(change(&mut fences, &self.node.fence)?)
+    }
+
+    /// Makes our tables and links hold exactly this, whatever stands in another layout.
+    fn write(
+        &self,
+        netns: &NetNs,
+        cookie: u64,
+        capture: &Capture,
+        fence: &Arc<Fence>,
+    ) -> Result<BTreeSet<Connection>, ApplyError> {
+        let node = &self.node;
+        let wanted = Wanted::of(netns, cookie, capture)?;
+        let found = self.written(cookie)?.unwrap_or_default();
+        let mut pod = Pod {
+            flags: found.flags,
+            sysctls: match found.sysctls & RECORDED {
+                0 => self.sysctls.read(netns)? | RECORDED,
+                _ => found.sysctls,
+            },
+        };
+        let write = |pod: &Pod| node.pods.set(&cookie, pod).map_err(NodeError::from);
+        // The ways first, then what needs them. What another layout captures is ours only when everything is there: our
+        // programs run behind the others, and would undo what those have done.
+        if node.former.pod(cookie)?.is_none() {
+            write(&pod)?;
+        }
+        self.sysctls.switch_on(netns)?;
+        routes::ensure(netns, wanted.sources)?;
+        node.attach()?;
+        (node.addresses.replace(cookie, wanted.addresses)).map_err(NodeError::from)?;
+        (node.ports.replace(cookie, wanted.ports)).map_err(NodeError::from)?;
+        if self.find(&node.counts, &cookie)?.is_none() {
+            (node.counts.set(&cookie, &Default::default())).map_err(NodeError::from)?;
+        }
+        node.attach_pod(netns)?;
+        if capture.phase == Phase::Releasing {
+            pod.flags = wanted.flags;
+            write(&pod)?;
+            (node.older.replace(cookie, BTreeSet::new())).map_err(NodeError::from)?;
+            self.change_fences(|fences, map| fences.remove(map, cookie))?;
+            return Ok(BTreeSet::new());
+        }
+        self.adopt_listeners(netns, cookie)?;
+        self.change_fences(|fences, map| fences.set(map, cookie, fence))?;
+        if found.flags & Pod::FENCED != 0 {
+            pod.flags = wanted.flags;
+            write(&pod)?;
+            return Ok((node.older.of(cookie).iter())
+                .map(|key| Connection {
+                    local: key.local(),
+                    remote: key.remote(),
+                })
+                .collect());
+        }
+        // Capture first: from then on no connection is born past the proxy, so that those found afterwards are all
+        // there will ever be. Then the fence, which knows them.
+        pod.flags = wanted.flags & !(Pod::FENCED | Pod::REFUSES_PLAIN);
+        write(&pod)?;
+        let older = self.direct(netns, cookie)?;
+        let keys = (older.iter())
+            .map(|c| PodConnection::new(cookie, c.local, c.remote))
+            .collect();
+        (node.older.replace(cookie, keys)).map_err(NodeError::from)?;
+        pod.flags = wanted.flags;
+        write(&pod)?;
+        Ok(older)
     }
 
     /// Enters the proxy's listeners that are older than our programs. One that nobody of the proxy's cgroup has stays
@@ -247,59 +351,9 @@ impl Backend for Ebpf {
         capture: &Capture,
         fence: &Arc<Fence>,
     ) -> Result<BTreeSet<Connection>, ApplyError> {
-        let node = &self.node;
         let cookie = netns.cookie()?;
-        let wanted = Wanted::of(netns, cookie, capture)?;
-        let found = self.find(&node.pods, &cookie)?.unwrap_or_default();
-        let mut pod = Pod {
-            flags: found.flags,
-            sysctls: match found.sysctls & RECORDED {
-                0 => self.sysctls.read(netns)? | RECORDED,
-                _ => found.sysctls,
-            },
-        };
-        let write = |pod: &Pod| node.pods.set(&cookie, pod).map_err(NodeError::from);
-        // The ways first, then what needs them.
-        write(&pod)?;
-        self.sysctls.switch_on(netns)?;
-        routes::ensure(netns, wanted.sources)?;
-        node.attach()?;
-        (node.addresses.replace(cookie, wanted.addresses)).map_err(NodeError::from)?;
-        (node.ports.replace(cookie, wanted.ports)).map_err(NodeError::from)?;
-        if self.find(&node.counts, &cookie)?.is_none() {
-            (node.counts.set(&cookie, &Default::default())).map_err(NodeError::from)?;
-        }
-        node.attach_pod(netns)?;
-        if capture.phase == Phase::Releasing {
-            pod.flags = wanted.flags;
-            write(&pod)?;
-            (node.older.replace(cookie, BTreeSet::new())).map_err(NodeError::from)?;
-            self.change_fences(|fences, map| fences.remove(map, cookie))?;
-            return Ok(BTreeSet::new());
-        }
-        self.adopt_listeners(netns, cookie)?;
-        self.change_fences(|fences, map| fences.set(map, cookie, fence))?;
-        if found.flags & Pod::FENCED != 0 {
-            pod.flags = wanted.flags;
-            write(&pod)?;
-            return Ok((node.older.of(cookie).iter())
-                .map(|key| Connection {
-                    local: key.local(),
-                    remote: key.remote(),
-                })
-                .collect());
-        }
-        // Capture first: from then on no connection is born past the proxy, so that those found afterwards are all
-        // there will ever be. Then the fence, which knows them.
-        pod.flags = wanted.flags & !(Pod::FENCED | Pod::REFUSES_PLAIN);
-        write(&pod)?;
-        let older = self.direct(netns, cookie)?;
-        let keys = (older.iter())
-            .map(|c| PodConnection::new(cookie, c.local, c.remote))
-            .collect();
-        (node.older.replace(cookie, keys)).map_err(NodeError::from)?;
-        pod.flags = wanted.flags;
-        write(&pod)?;
+        let older = self.write(netns, cookie, capture, fence)?;
+        self.is_ours_alone(cookie)?;
         Ok(older)
     }
 
@@ -331,13 +385,11 @@ impl Backend for Ebpf {
     }
 
     async fn stands(&self, netns: &NetNs) -> Result<bool, ApplyError> {
-        let cookie = netns.cookie()?;
-        Ok(self.find(&self.node.pods, &cookie)?.is_some() || routes::stand(netns)?)
+        Ok(self.owns(netns).await? || routes::stand(netns)?)
     }
 
     async fn owns(&self, netns: &NetNs) -> Result<bool, ApplyError> {
-        let cookie = netns.cookie()?;
-        Ok(self.find(&self.node.pods, &cookie)?.is_some())
+        Ok(self.written(netns.cookie()?)?.is_some())
     }
 
     async fn observe(
@@ -367,6 +419,7 @@ impl Backend for Ebpf {
     }
 
     fn forget_gone(&self) -> Result<(), ApplyError> {
+        self.forget_former()?;
         for (cookie, attached) in self.node.pods_attached()? {
             // One that stands partly is being captured.
             if attached == Attached::Gone {
@@ -378,10 +431,11 @@ impl Backend for Ebpf {
 
     async fn remove(&self, netns: &NetNs) -> Result<(), ApplyError> {
         let cookie = netns.cookie()?;
-        if let Some(pod) = self.find(&self.node.pods, &cookie)? {
+        if let Some(pod) = self.written(cookie)? {
             // Capture and fence end here; the entry stays until everything that it tells of has been put back.
             let idle = Pod { flags: 0, ..pod };
             (self.node.pods.set(&cookie, &idle)).map_err(NodeError::from)?;
+            self.is_ours_alone(cookie)?;
             self.node.detach_pod(cookie)?;
             routes::remove(netns)?;
             if pod.sysctls & RECORDED != 0 {

@@ -8,6 +8,8 @@
 
 #[path = "netns/half_way.rs"]
 mod half_way;
+#[path = "netns/layouts.rs"]
+mod layouts;
 #[path = "netns/raw.rs"]
 mod raw;
 #[path = "netns/world.rs"]

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the programs and user space share, byte for byte: `src/layout.rs` is the other half, and both assert sizes and
- * offsets. A change here is a new number in the path that maps and links are pinned under (`LAYOUT_VERSION`).
+ * offsets. A change here is a new number in the path that maps and links are pinned under (`Layout`).
  *
  * Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d. Ports are in host order. */
 #pragma once

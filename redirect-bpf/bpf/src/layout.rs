@@ -4,11 +4,41 @@
 use crate::table::PodKey;
 use podveil_model::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT};
 use podveil_plan::{MARK, VERIFY_MARK};
+use std::ffi::OsStr;
+use std::fmt;
 use std::mem::{offset_of, size_of};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// Part of the path that maps and links are pinned under: a new number for every change of a layout or of a map.
-pub const LAYOUT_VERSION: u32 = 1;
+///
+/// What an older layout has left is taken over while pods are captured by it ([`crate::Node`]). For that, these stay as they
+/// are in every layout, and what more is to be told goes into a map of its own:
+///
+/// - the folders `maps`, `node` and `pods/<cookie>`;
+/// - [`Pod`], the meaning of its flags, and that a program leaves a pod alone which is not in the map `pods`;
+/// - the maps of sockets and connections that are open: `listeners`, `older`, `pod_counts`, `proxy_connections`,
+///   `proxy_sockets`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Layout(pub u32);
+
+impl Layout {
+    /// Whose folder has this name?
+    pub fn of(name: &OsStr) -> Option<Self> {
+        name.to_str()?.strip_prefix('v')?.parse().ok().map(Self)
+    }
+}
+
+impl Default for Layout {
+    fn default() -> Self {
+        Self(1)
+    }
+}
+
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "v{}", self.0)
+    }
+}
 
 /// Types without padding of which every bit pattern is a value: what may cross into the kernel and back as bytes.
 ///

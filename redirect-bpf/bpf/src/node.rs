@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::kernel::{self, AttachType};
-use crate::layout::{
-    Ip, LAYOUT_VERSION, Pod, PodAddress, PodConnection, PodCounts, PodListener, PodPort,
-};
+use crate::former::Former;
+use crate::kernel::AttachType;
+use crate::layout::{Ip, Layout, Pod, PodAddress, PodConnection, PodCounts, PodListener, PodPort};
 use crate::links::{self, Loaded, Standing};
+use crate::pod_links::{self, Attached};
 use crate::pod_object::{self, PodObject};
 use crate::table::{PodTable, Table, TableError};
 use crate::{bpffs, layout::Plain};
@@ -49,6 +49,7 @@ pub struct Node {
     folder: PathBuf,
     cgroup: CgroupPath,
     programs: Vec<Loaded>,
+    pub former: Former,
     pod_object: Mutex<PodObject>,
     pub pods: Table<u64, Pod>,
     pub counts: Table<u64, PodCounts>,
@@ -103,16 +104,6 @@ pub enum NodeError {
     Table(#[from] TableError),
 }
 
-/// What has become of a namespace's programs.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Attached {
-    Stands,
-    /// The namespace has ended.
-    Gone,
-    /// Its first program has not been pinned yet, or never was.
-    Partly,
-}
-
 /// A program that does not stand where it should.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("program {program} does not stand")]
@@ -121,21 +112,24 @@ pub struct Fault {
 }
 
 impl Node {
-    /// Loads the node's programs, opens what is pinned in `folder` or makes it, and puts the programs in their places.
-    /// `cgroup` is where every socket of the proxy is made; it must exist.
+    /// Loads the node's programs, opens what is pinned in `folder` in this layout or makes it, and puts the programs in their
+    /// places. `cgroup` is where every socket of the proxy is made; it must exist. What other layouts have left stays as long
+    /// as pods depend on it: see [`Node::former`].
     /// # Errors
     /// [`NodeError`]: what this kernel or this machine lacks.
-    pub fn open(folder: &Path, cgroup: CgroupPath) -> Result<Self, NodeError> {
+    pub fn open(folder: &Path, cgroup: CgroupPath, layout: Layout) -> Result<Self, NodeError> {
         let in_folder = |source| NodeError::Folder {
             path: folder.to_owned(),
             source,
         };
         bpffs::ensure(folder).map_err(in_folder)?;
-        let folder = folder.join(format!("v{LAYOUT_VERSION}"));
+        let former = Former::beside(layout, folder)?;
+        let folder = folder.join(layout.to_string());
         for part in ["maps", "node", "pods"] {
             fs::create_dir_all(folder.join(part)).map_err(in_folder)?;
         }
         let maps = folder.join("maps");
+        former.lend(&maps)?;
         let mut loader = EbpfLoader::new();
         pod_object::prepare(&mut loader, &maps);
         let mut object =
@@ -148,6 +142,7 @@ impl Node {
         let node = Self {
             cgroup,
             programs,
+            former,
             pod_object: pod_object.into(),
             pods: open(&maps, "pods")?,
             counts: open(&maps, "pod_counts")?,
@@ -168,9 +163,8 @@ impl Node {
 
     /// Does anything stand in `folder`, left by whatever version?
     pub fn stands(folder: &Path) -> bool {
-        let is_version =
-            |entry: fs::DirEntry| entry.file_name().as_encoded_bytes().starts_with(b"v");
-        fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(is_version))
+        let is_layout = |entry: fs::DirEntry| Layout::of(&entry.file_name()).is_some();
+        fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(is_layout))
     }
 
     /// Takes everything out: links, maps, the folder.
@@ -212,7 +206,7 @@ impl Node {
     /// [`NodeError`].
     pub fn attach_pod(&self, netns: &NetNs) -> Result<(), NodeError> {
         let cookie = netns.cookie()?;
-        let folder = self.pod_folder(cookie);
+        let folder = pod_links::folder(&self.folder, cookie);
         fs::create_dir_all(&folder).map_err(|source| NodeError::Folder {
             path: folder.clone(),
             source,
@@ -240,14 +234,7 @@ impl Node {
     /// # Errors
     /// [`NodeError`]; a pod that has none is no error.
     pub fn detach_pod(&self, cookie: u64) -> Result<(), NodeError> {
-        let folder = self.pod_folder(cookie);
-        match fs::remove_dir_all(&folder) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(NodeError::Remove {
-                path: folder,
-                source,
-            }),
-            _ => Ok(()),
-        }
+        pod_links::remove(&self.folder, cookie)
     }
 
     /// The first program that does not stand.
@@ -263,10 +250,9 @@ impl Node {
                 return Ok(Some(Fault { program }));
             }
         }
-        let folder = self.pod_folder(netns.cookie()?);
+        let folder = pod_links::folder(&self.folder, netns.cookie()?);
         for program in POD_PROGRAMS {
-            let info = kernel::get(&folder.join(program))
-                .and_then(|link| kernel::link_info(link.as_fd(), AttachType::SkLookup));
+            let info = pod_links::info(&folder.join(program));
             if !info.is_ok_and(|info| info.target == netns.id().inode) {
                 return Ok(Some(Fault { program }));
             }
@@ -278,22 +264,7 @@ impl Node {
     /// # Errors
     /// [`NodeError::Folder`].
     pub fn pods_attached(&self) -> Result<Vec<(u64, Attached)>, NodeError> {
-        let path = self.folder.join("pods");
-        let entries = fs::read_dir(&path).map_err(|source| NodeError::Folder { path, source })?;
-        Ok(entries
-            .flatten()
-            .filter_map(|entry| {
-                let cookie = entry.file_name().to_str()?.parse().ok()?;
-                let link = kernel::get(&entry.path().join(POD_PROGRAMS[0]))
-                    .and_then(|link| kernel::link_info(link.as_fd(), AttachType::SkLookup));
-                let attached = match link {
-                    Ok(info) if info.target != 0 => Attached::Stands,
-                    Ok(_) => Attached::Gone,
-                    Err(_) => Attached::Partly,
-                };
-                Some((cookie, attached))
-            })
-            .collect())
+        pod_links::all(&self.folder)
     }
 
     /// Enters a listening socket that the proxy made before our programs stood.
@@ -319,10 +290,6 @@ impl Node {
         let text =
             fs::read_to_string(&path).map_err(|source| NodeError::Cgroup { path, source })?;
         Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
-    }
-
-    fn pod_folder(&self, cookie: u64) -> PathBuf {
-        self.folder.join("pods").join(cookie.to_string())
     }
 
     fn cgroup(&self, place: Place) -> Result<(File, u64), NodeError> {

@@ -175,7 +175,8 @@ impl Tested for Ebpf {
     }
 
     fn kept(cgroup: &CgroupPath) -> Vec<String> {
-        let node = pins(cgroup).join("v1");
+        let mut layouts = std::fs::read_dir(pins(cgroup)).unwrap();
+        let node = layouts.next().unwrap().unwrap().path();
         let pods = std::fs::read_dir(node.join("pods")).unwrap();
         let folders = pods.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let maps = node.join("maps");
