@@ -38,6 +38,7 @@ mod pod;
 mod reconcile;
 mod reports;
 mod run;
+mod settling;
 mod status;
 mod work;
 mod zds;

@@ -263,6 +263,12 @@ impl Pod {
             && (self.place == Place::Lost || (needed && self.listening == Listening::No))
     }
 
+    /// May its fence still be that of the process before this one? `false` as well when the work on it has failed for now.
+    pub fn is_unsettled(&self) -> bool {
+        self.failure.is_none()
+            && (self.place == Place::Lost || self.standing == Standing::Something)
+    }
+
     pub fn is_forgotten(&self) -> bool {
         self.place == Place::Forgotten
     }

@@ -11,6 +11,7 @@ use crate::finder::{By, Finder};
 use crate::holder::{self, Held};
 use crate::pod::{Acceptance, Action, Event, Next, Pod};
 use crate::reports::{Change, InUse};
+use crate::settling::Settling;
 use crate::work::{self, Done, Sought};
 use crate::zds::{Offer, Offers, Proxy};
 use crate::{PluginState, PodStatus, Status};
@@ -64,6 +65,7 @@ pub struct Reconciler<B> {
     fence: watch::Sender<(u64, Arc<Fence>)>,
     fence_steps: Arc<FenceSteps>,
     waiting: VecDeque<Waiting>,
+    settling: Settling,
     admissions: Admissions,
     applied_version: Arc<str>,
     generation: u64,
@@ -105,6 +107,7 @@ impl<B: Backend> Reconciler<B> {
             fence: watch::Sender::default(),
             fence_steps: Arc::default(),
             waiting: VecDeque::new(),
+            settling: Settling::default(),
             admissions: Admissions::default(),
             applied_version: "".into(),
             generation: 0,
@@ -179,6 +182,7 @@ impl<B: Backend> Reconciler<B> {
             acknowledge: batch.acknowledge,
         });
         self.set_goals();
+        self.settling.answered(now());
     }
 
     /// Returns the changes that are in use once every fence has them, and whether fences may follow at all. The others are in use at once: that a pod is wanted
@@ -284,7 +288,13 @@ impl<B: Backend> Reconciler<B> {
         self.pods.retain(|uid, entry| {
             !entry.pod.is_forgotten() || self.cluster.local_by_uid(uid).is_some()
         });
-        self.acknowledge();
+        let settled_by = self
+            .settling
+            .look(now, self.pods.values().map(|entry| &entry.pod));
+        match settled_by {
+            Some(bound) => wake = wake.min(bound),
+            None => self.acknowledge(),
+        }
         self.offer();
         let asked_again = self.answer(now);
         self.publish();
@@ -502,8 +512,7 @@ impl<B: Backend> Reconciler<B> {
         // The first snapshot drops what it does not name from a proxy that is older than us, so it waits until every pod
         // has been looked at. Without a proxy a pod whose listeners that proxy holds stays undecided.
         let undecided = |entry: &Entry| entry.pod.is_undecided();
-        self.offered |= self.synced
-            && self.applied_version.as_ref() != ""
+        self.offered |= self.settling.has_begun()
             && self.links.proxy.borrow().peer.is_some()
             && !self.pods.values().any(undecided);
         if !self.offered {
