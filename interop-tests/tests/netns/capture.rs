@@ -16,7 +16,7 @@ const RATE: u32 = 500;
 const CLIENTS: u32 = 10;
 /// From the restart of a killed node program to capture that is verified and a connection that is served, with room for a
 /// machine that is busy with other things.
-const BACK: Duration = Duration::from_secs(4);
+const BACK: Duration = Duration::from_secs(2);
 
 pub fn back_end(name: &str) -> NodeSettings {
     NodeSettings {
