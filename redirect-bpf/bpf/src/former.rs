@@ -21,9 +21,9 @@ const SHARED: [&str; 5] = [
 
 /// What programs of other layouts have left in the same folder: links, which act until they are taken away, and maps.
 ///
-/// Programs of both layouts run one after the other, each for the pods that stand in its own `pods`. A pod that stands in
-/// both is captured as long as either says so, and what one of their fences refuses is refused. So that a pod is written
-/// into our tables first, whole, and then forgotten here; the layout goes with its last pod.
+/// Programs of both layouts run one after the other, each for the pods that stand in its own `pods`. Of a pod that stands in
+/// both, the one that runs last says whether it is captured, and what the fence of either refuses is refused. So a pod is
+/// written into our tables first, whole, and then forgotten here; the layout goes with its last pod.
 #[derive(Debug, Default)]
 pub struct Former(Vec<Left>);
 
