@@ -132,7 +132,7 @@ priorityClassName: podveil-{{ index . 1 }}
 {{- $root := index . 0 -}}
 {{- $module := index . 1 -}}
 {{- if $root.Values.node.surge -}}
-exec: { command: [/usr/bin/podveil-node, --config, /etc/podveil/node-{{ $module }}.yaml, ready] }
+exec: { command: [/usr/bin/podveil-node, ready, /run/podveil-instance/{{ $module }}.sock] }
 timeoutSeconds: 5
 {{- else -}}
 httpGet: { path: /healthz/ready, port: {{ index . 2 }} }

@@ -12,6 +12,8 @@ use tokio::sync::watch;
 const FORGET: Duration = Duration::from_secs(3600);
 /// Three processes on each of more nodes than any cluster has. Beyond it a new one is turned away.
 const MAX_CONSUMERS: usize = 30_000;
+/// Of one consumer: two processes, and what a broken network has left of one of them. Beyond it the oldest gives way.
+const MAX_STREAMS: usize = 3;
 
 /// Which process acknowledges: two of one node have one identity and each its own certificate.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -48,12 +50,33 @@ struct Table {
     entries: BTreeMap<Name, Entry>,
 }
 
+/// The streams of one consumer: of two processes while one of them is to follow the other.
 #[derive(Debug)]
 struct Entry {
-    in_use: InUse,
-    /// The newest stream of this consumer; only it may acknowledge.
-    stream: u64,
-    presence: Presence,
+    /// What each has in use.
+    streams: BTreeMap<u64, InUse>,
+    /// What the last one that ended had, and when it ended.
+    left: (InUse, Instant),
+}
+
+impl Entry {
+    fn in_use(&self) -> InUse {
+        let of = |part: fn(&InUse) -> u64| self.streams.values().map(part).min();
+        match (of(|one| one.sequence), of(|one| one.generation)) {
+            (Some(sequence), Some(generation)) => InUse {
+                sequence,
+                generation,
+            },
+            _ => self.left.0,
+        }
+    }
+
+    fn presence(&self) -> Presence {
+        match self.streams.is_empty() {
+            true => Presence::Gone { since: self.left.1 },
+            false => Presence::Connected,
+        }
+    }
 }
 
 /// The table is full.
@@ -61,7 +84,7 @@ struct Entry {
 #[error("the CA serves no more than {MAX_CONSUMERS} consumers of the trust bundle")]
 pub struct Full;
 
-/// A consumer's stream; the consumer is gone when it is dropped, unless a newer one has taken over.
+/// A consumer's stream; the consumer is gone when its last one is dropped.
 #[derive(Debug)]
 pub struct Connection {
     consumers: Arc<Consumers>,
@@ -88,15 +111,15 @@ impl Consumers {
             }
             table.streams += 1;
             let stream = table.streams;
+            let entry = table.entries.entry(name.clone()).or_insert_with(|| Entry {
+                streams: BTreeMap::new(),
+                left: (InUse::default(), now),
+            });
+            if entry.streams.len() >= MAX_STREAMS {
+                entry.streams.pop_first();
+            }
             // A process that connects anew has acknowledged nothing: it may have been restarted.
-            table.entries.insert(
-                name.clone(),
-                Entry {
-                    in_use: InUse::default(),
-                    stream,
-                    presence: Presence::Connected,
-                },
-            );
+            entry.streams.insert(stream, InUse::default());
             stream
         };
         self.changed.send_replace(());
@@ -116,7 +139,7 @@ impl Consumers {
         self.lock()
             .entries
             .iter()
-            .map(|(name, entry)| (name.clone(), entry.in_use, entry.presence))
+            .map(|(name, entry)| (name.clone(), entry.in_use(), entry.presence()))
             .collect()
     }
 
@@ -140,7 +163,7 @@ impl Consumers {
 
 impl Table {
     fn forget_old(&mut self, now: Instant) {
-        self.entries.retain(|_, entry| match entry.presence {
+        self.entries.retain(|_, entry| match entry.presence() {
             Presence::Connected => true,
             Presence::Gone { since } => now.saturating_duration_since(since) < FORGET,
         });
@@ -148,15 +171,18 @@ impl Table {
 }
 
 impl Connection {
-    /// False when a newer stream of the same consumer has taken over: then this one is to end.
+    /// False when newer streams of the same consumer have taken its place: then this one is to end.
     pub fn acknowledge(&self, in_use: InUse) -> bool {
-        let current = match self.consumers.lock().entries.get_mut(&self.name) {
-            Some(entry) if entry.stream == self.stream => {
-                entry.in_use = in_use;
+        let mut table = self.consumers.lock();
+        let entry = table.entries.get_mut(&self.name);
+        let current = match entry.and_then(|entry| entry.streams.get_mut(&self.stream)) {
+            Some(held) => {
+                *held = in_use;
                 true
             }
-            _ => false,
+            None => false,
         };
+        drop(table);
         if current {
             self.consumers.changed.send_replace(());
         }
@@ -168,19 +194,17 @@ impl Connection {
             .lock()
             .entries
             .get(&self.name)
-            .is_some_and(|entry| entry.stream == self.stream)
+            .is_some_and(|entry| entry.streams.contains_key(&self.stream))
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         if let Some(entry) = self.consumers.lock().entries.get_mut(&self.name)
-            && entry.stream == self.stream
+            && let Some(in_use) = entry.streams.remove(&self.stream)
         {
-            entry.presence = Presence::Gone {
-                // tokio's clock, as everywhere here, so that tests can pause it.
-                since: tokio::time::Instant::now().into_std(),
-            };
+            // tokio's clock, as everywhere here, so that tests can pause it.
+            entry.left = (in_use, tokio::time::Instant::now().into_std());
         }
         self.consumers.changed.send_replace(());
     }
@@ -247,17 +271,38 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_stream_takes_over() {
+    fn a_process_that_follows_another_counts_beside_it() {
         let consumers = Consumers::new();
-        let old = consumers.connect(name(), Instant::now()).unwrap();
-        let new = consumers.connect(name(), Instant::now()).unwrap();
-        assert!(!old.acknowledge(ACKNOWLEDGED) && !old.is_current());
-        drop(old);
+        let first = consumers.connect(name(), Instant::now()).unwrap();
+        assert!(first.acknowledge(ACKNOWLEDGED));
+        let next = consumers.connect(name(), Instant::now()).unwrap();
+        let in_use = || consumers.list()[0].1;
+        assert_eq!(in_use(), InUse::default());
+        assert!(next.acknowledge(InUse {
+            sequence: 4,
+            generation: 1,
+        }));
+        // Neither has what the other one lacks.
+        let both = InUse {
+            sequence: 3,
+            generation: 1,
+        };
+        assert_eq!(in_use(), both);
+        drop(next);
         assert_eq!(
             consumers.list(),
-            [(name(), InUse::default(), Presence::Connected)]
+            [(name(), ACKNOWLEDGED, Presence::Connected)]
         );
-        assert!(new.acknowledge(ACKNOWLEDGED));
+        assert!(first.acknowledge(ACKNOWLEDGED));
+    }
+
+    #[test]
+    fn of_too_many_streams_the_oldest_ends() {
+        let consumers = Consumers::new();
+        let connect = || consumers.connect(name(), Instant::now()).unwrap();
+        let streams: Vec<_> = (0..=MAX_STREAMS).map(|_| connect()).collect();
+        assert!(!streams[0].is_current() && !streams[0].acknowledge(ACKNOWLEDGED));
+        assert!(streams[1..].iter().all(Connection::is_current));
     }
 
     #[test]

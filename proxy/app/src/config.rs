@@ -107,8 +107,9 @@ pub struct NodeConfig {
     pub readiness_socket: Option<PathBuf>,
 
     /// Start beside a process of the same module, stand by, and follow it when it ends: `redirect` in all it has, `proxy` at
-    /// the ZDS agent. Ports that it has are served then, and new connections go to the follower at once. Default false: two
-    /// processes of one module on one node are a mistake. A second `redirect` module waits with either value.
+    /// the ZDS agent. Ports that it has are served then. A proxy that is asked to stop lets one that follows have new connections
+    /// at once, and without one serves them as ever. Default false: two processes of one module on one node are a mistake. A
+    /// second `redirect` module waits with either value.
     #[serde(default)]
     pub take_over: bool,
 
@@ -266,8 +267,8 @@ pub struct ProxySection {
     pub tunnel_idle_timeout: HumanDuration,
     /// Tunnels of one pod at once. Default 4096.
     pub max_tunnels_per_pod: usize,
-    /// How long connections are given to end when the program is stopped; then they are reset. Unless `take_over` is set
-    /// new ones are served meanwhile, and it ends earlier where none is open. Default 25 s: under the chart's grace period
+    /// How long connections are given to end when the program is stopped; then they are reset. Until another proxy follows, new
+    /// ones are served meanwhile, and it ends earlier where none is open. Default 25 s: under the chart's grace period
     /// of 30 s.
     pub drain_bound: HumanDuration,
     /// Label sets of traffic metrics kept at once; beyond it connections are counted under `unknown`. Default 10000, some

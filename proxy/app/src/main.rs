@@ -36,25 +36,23 @@ struct Arguments {
     command: Option<Command>,
 }
 
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 enum Command {
-    /// Ask the program of this configuration at its `readiness_socket` whether it is ready, and end with 0 if it is.
-    Ready,
+    /// Ask a program at its `readiness_socket` whether it is ready, and end with 0 if it is.
+    Ready { socket: PathBuf },
     /// Take every rule, socket, folder and cgroup of this node out again, then end.
     Teardown,
 }
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    let config = NodeConfig::load(arguments.config.as_deref(), &ProcessEnvironment)?;
     let teardown = match arguments.command {
-        Some(Command::Ready) => {
-            let socket = config.readiness_socket.as_deref();
-            return ready::ask(socket.context("the configuration has no readiness_socket")?);
-        }
+        // Without a configuration: that of the next program may be there already.
+        Some(Command::Ready { socket }) => return ready::ask(&socket),
         Some(Command::Teardown) => true,
         None => false,
     };
+    let config = NodeConfig::load(arguments.config.as_deref(), &ProcessEnvironment)?;
     log::init(config.log).context("the log cannot be written")?;
     forbid_core_dumps();
     if let Some(parent) = arguments.parent {

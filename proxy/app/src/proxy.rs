@@ -106,6 +106,7 @@ pub struct Proxy {
     config: Arc<NodeConfig>,
     pods: Pods,
     bound: Bound,
+    zds: watch::Receiver<zds::Status>,
     uninstalling: watch::Receiver<bool>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -185,6 +186,7 @@ impl Proxy {
             stop: CancellationToken::new(),
         });
         let zds_status = watch::Sender::default();
+        let zds_now = zds_status.subscribe();
         let facts = Facts {
             config: config.clone(),
             pods: pods.clone(),
@@ -256,6 +258,7 @@ impl Proxy {
             config,
             pods,
             bound,
+            zds: zds_now,
             uninstalling,
             tasks,
             stop,
@@ -278,10 +281,17 @@ impl Proxy {
         let bound = self.config.proxy.drain_bound.0;
         let bound_ms = bound.as_millis() as u64;
         let deadline = tokio::time::Instant::now() + bound;
-        if !self.config.take_over {
-            // The next process starts when this one has ended: until then new connections have nobody else.
-            tracing::info!(bound_ms, "stopping once no connection is open");
-            self.pods.quiet(bound).await;
+        // Until the next process follows, new connections have nobody else. In mode A it is there already.
+        if self.config.holder().is_some() || !self.config.take_over {
+            tracing::info!(
+                bound_ms,
+                "stopping once no connection is open or another proxy follows"
+            );
+            let mut zds = self.zds;
+            tokio::select! {
+                () = self.pods.quiet(bound) => {}
+                _ = zds.wait_for(|now| self.config.take_over && *now != zds::Status::Live) => {}
+            }
         }
         tracing::info!("stopping: no new connection is accepted");
         self.retired.cancel();

@@ -19,12 +19,12 @@ use std::time::SystemTime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Runs the module until it is `asked` to stop. Capture stays where it stands; once Podveil is uninstalled and no pod is
+/// Runs the module until it is asked to stop. Capture stays where it stands; once Podveil is uninstalled and no pod is
 /// captured any more, nothing stays on the node.
 ///
 /// # Errors
 /// An endpoint, a socket or the cgroup cannot be had: for the operator.
-pub async fn run(config: NodeConfig, asked: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(config: NodeConfig, asked_to_stop: CancellationToken) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let credentials =
         ProgramCredentials::start(program(&config, Module::Redirect), stop.child_token());
@@ -51,13 +51,13 @@ pub async fn run(config: NodeConfig, asked: CancellationToken) -> anyhow::Result
         readiness,
     };
     endpoints.serve(&config, &stop).await?;
-    let ended = podveil_redirect::run(module(&config)?, credentials, status, asked)
+    let ended = podveil_redirect::run(module(&config)?, credentials, status, asked_to_stop)
         .await
         .context("the redirect module cannot start")?;
     stop.cancel();
     match ended {
         Ended::Stopped => Ok(()),
-        Ended::Uninstalled => {
+        Ended::Uninstalled(_until_all_is_removed) => {
             tracing::info!("Podveil is uninstalled: nothing is left on this node");
             podveil_redirect::purge(&module(&config)?)?;
             remains::remove_state(&program(&config, Module::Redirect))?;

@@ -28,6 +28,10 @@ impl Process {
         self.pid
     }
 
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
     /// False once it has ended. As long as it is true, what `/proc/<pid>` says is about this process.
     pub fn is_alive(&self) -> bool {
         is_running(self.pidfd.as_fd())

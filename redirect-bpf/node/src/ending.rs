@@ -9,14 +9,14 @@ const FOLLOWS: Duration = Duration::from_millis(50);
 /// It takes each pod in milliseconds.
 const TAKES: Duration = Duration::from_secs(10);
 
-/// Resolves when the module, asked to stop, may: the proxy that is connected has gone, at most `bound` later; and one that
-/// was waiting to follow it has answered to every pod, so that each listener has somebody who serves it.
+/// Resolves when the module, asked to stop, may: the proxy that is connected has gone, at most `bound` later, or given way
+/// to one that waited; and that one has answered to every pod, so that each listener has somebody who serves it.
 pub async fn outlast_the_proxy(
     mut proxy: watch::Receiver<Proxy>,
     offers: watch::Receiver<Offers>,
     bound: Duration,
 ) {
-    let gone = proxy.wait_for(|now| now.peer.is_none() || now.has_followed);
+    let gone = proxy.wait_for(|now| now.peer.is_none() || now.is_follower);
     let _in_time = timeout(bound, gone).await.is_ok();
     let follower = timeout(FOLLOWS, proxy.wait_for(|now| now.peer.is_some()));
     if matches!(follower.await, Ok(Ok(_))) {
@@ -49,11 +49,11 @@ mod tests {
 
     const BOUND: Duration = Duration::from_secs(25);
 
-    fn connected(has_followed: bool, acknowledged: Acknowledged) -> Proxy {
+    fn connected(is_follower: bool, acknowledged: Acknowledged) -> Proxy {
         let (connection, _other) = Connection::pair().unwrap();
         Proxy {
             peer: Some(Arc::new(connection.peer().unwrap())),
-            has_followed,
+            is_follower,
             acknowledged,
         }
     }

@@ -4,13 +4,15 @@ mod taker;
 use nix::sys::stat::fstat;
 use podveil_apply::Family;
 use podveil_model::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT};
+use podveil_netns::cgroup::Membership;
+use podveil_netns::process::{self, Process};
 use podveil_netns::seqpacket::Peer;
-use podveil_netns::{NetNs, NetNsError, process, sock_diag};
+use podveil_netns::{NetNs, NetNsError, sock_diag};
 use podveil_proto::podveil::node::v1::listener::Kind;
 use socket2::{Domain, Socket, Type};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use taker::Taker;
 
 /// One listening socket in a pod, and what arrives there.
@@ -43,8 +45,6 @@ pub enum ListenersError {
     /// The same, by nobody who is to be seen.
     #[error("port {} in the pod is taken", address.port())]
     Unusable { address: SocketAddr },
-    #[error("{address} in the pod belongs to a proxy that has not connected yet")]
-    Waiting { address: SocketAddr },
 }
 
 const PORTS: [(Kind, u16); 3] = [
@@ -54,12 +54,18 @@ const PORTS: [(Kind, u16); 3] = [
 ];
 
 impl PodListeners {
-    /// Makes the pod's listeners, or takes back those that the proxy still has from a holder before us: the same sockets,
-    /// so that no connection in their queues is lost. There is no `SO_REUSEPORT` here: with it any process of the pod
+    /// Makes the pod's listeners, or takes back those that a proxy still has from a holder before us: the same sockets, so
+    /// that no connection in their queues is lost. It may be the one that is connected, one that is still to connect, or one
+    /// that is being followed: a proxy is whoever is in `cgroup`. There is no `SO_REUSEPORT` here: with it any process of the pod
     /// that runs as root could listen beside us.
     /// # Errors
     /// See [`ListenersError`].
-    pub fn open(netns: &NetNs, backlog: u32, proxy: Option<&Peer>) -> Result<Self, ListenersError> {
+    pub fn open(
+        netns: &NetNs,
+        backlog: u32,
+        proxy: Option<&Peer>,
+        cgroup: &Membership,
+    ) -> Result<Self, ListenersError> {
         let mut listeners = Vec::new();
         for family in Family::of(netns)? {
             for (kind, port) in PORTS {
@@ -72,7 +78,7 @@ impl PodListeners {
                 let socket = match made {
                     Ok(socket) => socket,
                     Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                        take_back(netns, address, proxy)?
+                        take_back(netns, address, proxy, cgroup)?
                     }
                     Err(source) => return Err(ListenersError::Socket { address, source }),
                 };
@@ -108,26 +114,32 @@ fn take_back(
     netns: &NetNs,
     address: SocketAddr,
     proxy: Option<&Peer>,
+    cgroup: &Membership,
 ) -> Result<TcpListener, ListenersError> {
     let listeners = sock_diag::listeners(netns).map_err(ListenersError::List)?;
     let inode = *(listeners.get(&address)).ok_or(ListenersError::Unusable { address })?;
-    let taken = || match Taker::of(inode) {
-        Some(by) => ListenersError::Taken { address, by },
-        None => ListenersError::Unusable { address },
-    };
-    let Some(proxy) = proxy else {
-        let taken = taken();
-        let is_foreign = matches!(&taken, ListenersError::Taken { by, .. } if by.mesh().is_some());
-        return Err(match is_foreign {
-            true => taken,
-            false => ListenersError::Waiting { address },
-        });
-    };
     let failed = |source| ListenersError::Socket { address, source };
-    let sockets = process::sockets(proxy.pid).map_err(failed)?;
-    let fd = *sockets.get(&inode).ok_or_else(taken)?;
-    let pidfd = proxy.pidfd.as_ref().ok_or_else(taken)?;
-    let socket: OwnedFd = process::duplicate(pidfd.as_fd(), fd, inode).map_err(failed)?;
+    if let Some((proxy, pidfd)) = proxy.and_then(|proxy| Some((proxy, proxy.pidfd.as_ref()?)))
+        && let Ok(sockets) = process::sockets(proxy.pid)
+        && let Some(fd) = sockets.get(&inode)
+    {
+        return duplicate(pidfd.as_fd(), *fd, inode).map_err(failed);
+    }
+    // Looks through the whole node, so only if the one that is connected does not have it.
+    let by = Taker::of(inode).ok_or(ListenersError::Unusable { address })?;
+    // Held before it is looked at, so that it is its own number that is looked at.
+    let holder = Process::open(by.pid).map_err(failed)?;
+    let is_proxys = cgroup.contains(by.pid).unwrap_or(false);
+    match process::sockets(by.pid).map_err(failed)?.get(&inode) {
+        Some(fd) if is_proxys && holder.is_alive() => {
+            duplicate(holder.pidfd(), *fd, inode).map_err(failed)
+        }
+        _ => Err(ListenersError::Taken { address, by }),
+    }
+}
+
+fn duplicate(pidfd: BorrowedFd<'_>, fd: RawFd, inode: u64) -> io::Result<TcpListener> {
+    let socket: OwnedFd = process::duplicate(pidfd, fd, inode)?;
     debug_assert!(fstat(&socket).is_ok_and(|stat| stat.st_ino == inode));
     Ok(socket.into())
 }
@@ -171,9 +183,9 @@ mod tests {
                 assert!(Instant::now() < deadline, "nobody listens");
                 std::thread::yield_now();
             }
-            // With and without a proxy there: another mesh is not one that will come.
+            let cgroup = Membership::Folder("nobodys".to_owned());
             for proxy in [Some(&peer), None] {
-                let by = match PodListeners::open(&pod, 16, proxy) {
+                let by = match PodListeners::open(&pod, 16, proxy, &cgroup) {
                     Err(ListenersError::Taken { address: at, by }) if at == address => by,
                     found => panic!("{found:?}"),
                 };

@@ -377,7 +377,7 @@ impl<B: Backend> Reconciler<B> {
         let found = entry.place.as_ref().map(|place| place.found.clone());
         let (older, stands) = (entry.older.clone(), entry.fence.clone());
         let steps = self.fence_steps.clone();
-        let backlog = self.config.backlog;
+        let (backlog, cgroup) = (self.config.backlog, self.config.cgroup.clone());
         let proxy = self.links.proxy.borrow().peer.clone();
         let places = match action {
             Action::ChangeFence => &self.fences,
@@ -394,7 +394,9 @@ impl<B: Backend> Reconciler<B> {
             let fence = fence.borrow().clone();
             let done = match (action, found) {
                 (Action::Find, _) => work::look_for(backend, finder, sought, &places).await,
-                (Action::Listen, Some(found)) => work::listen(found.netns, backlog, proxy).await,
+                (Action::Listen, Some(found)) => {
+                    work::listen(found.netns, backlog, proxy, cgroup).await
+                }
                 (Action::Apply(capture), Some(found)) => {
                     work::apply(backend, found.netns, capture, fence).await
                 }

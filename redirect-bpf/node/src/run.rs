@@ -43,7 +43,13 @@ pub enum RedirectError {
     BackEnd(#[from] BackEndError),
     #[error("the proxy's cgroup cannot be joined")]
     Cgroup(#[from] CgroupError),
-    #[error("{path} cannot be had")]
+    #[error("cannot have {path}, by which one process at a time serves the node")]
+    Lease {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot listen at {path}")]
     Socket {
         path: PathBuf,
         #[source]
@@ -52,12 +58,13 @@ pub enum RedirectError {
 }
 
 /// How the module came to its end.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Debug)]
 pub enum Ended {
     /// Capture stands for the module's next start.
     Stopped,
-    /// Podveil is being uninstalled, and no pod has anything of ours any more.
-    Uninstalled,
+    /// Podveil is being uninstalled, and no pod has anything of ours any more. Until the lease is let go, no other process of
+    /// this module begins.
+    Uninstalled(Lease),
 }
 
 /// Why something may be left behind.
@@ -75,6 +82,12 @@ pub enum TeardownError {
     Left(#[from] BackEndError),
     #[error("the proxy's cgroup cannot be removed")]
     Cgroup(#[from] CgroupError),
+    #[error("{path} cannot be removed")]
+    Lease {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("the pods of this node cannot be listed")]
     List(#[source] FindError),
     #[error("the CNI plugin cannot be removed")]
@@ -99,11 +112,10 @@ pub async fn run(
     asked_to_stop: CancellationToken,
 ) -> Result<Ended, RedirectError> {
     config.cgroup.join()?;
-    // Let go last: the next process makes the same sockets.
-    let Some(_lease) = take_turn(&config.lease(), &status, &asked_to_stop).await? else {
+    // Let go last, of all that is here: the next process makes the same sockets.
+    let Some(lease) = take_turn(&config.lease(), &status, &asked_to_stop).await? else {
         return Ok(Ended::Stopped);
     };
-    let backend = BackEnds::open(config.back_end, &config.bpf_dir, config.cgroup.locate()?).await?;
     let bind = |path: &PathBuf| {
         seqpacket::Listener::bind(path).map_err(|source| RedirectError::Socket {
             path: path.clone(),
@@ -116,6 +128,8 @@ pub async fn run(
         true => Some(bind(&config.cni.socket)?),
         false => None,
     };
+    // After them: whoever cannot have the sockets changes nothing that stands.
+    let backend = BackEnds::open(config.back_end, &config.bpf_dir, config.cgroup.locate()?).await?;
     let own_uid = nix::unistd::geteuid().as_raw();
 
     let (offers, offered) = watch::channel(None);
@@ -179,25 +193,24 @@ pub async fn run(
 
     let tasks = TaskTracker::new();
     tasks.spawn({
-        let (proxy, offered, stop) = (watched.clone(), offered.clone(), stop.clone());
+        let (proxy, offered) = (watched.clone(), offered.clone());
+        let (asked, stop) = (asked_to_stop.clone(), stop.clone());
         async move {
-            if stop
-                .run_until_cancelled(asked_to_stop.cancelled())
-                .await
-                .is_some()
-            {
+            if stop.run_until_cancelled(asked.cancelled()).await.is_some() {
                 outlast_the_proxy(proxy, offered, drain_bound).await;
                 stop.cancel();
             }
         }
     });
     tasks.spawn(keep_forgetting(backend, stop.clone()));
+    let proxies = membership.clone();
     tasks.spawn(zds::serve(
         zds_socket,
         offered,
         proxy_in,
         own_uid,
-        stop.clone(),
+        move |peer| proxies.contains(peer.pid).unwrap_or(false),
+        (asked_to_stop, stop.clone()),
     ));
     let answers = Answers {
         held,
@@ -238,7 +251,7 @@ pub async fn run(
     let released = |pod: &PodStatus| pod.condition == PodCondition::Released;
     let nothing_stands = status.borrow().pods.iter().all(released);
     Ok(match *controllers.uninstalling.borrow() && nothing_stands {
-        true => Ended::Uninstalled,
+        true => Ended::Uninstalled(lease),
         false => Ended::Stopped,
     })
 }
@@ -249,7 +262,7 @@ async fn take_turn(
     status: &watch::Sender<Status>,
     asked: &CancellationToken,
 ) -> Result<Option<Lease>, RedirectError> {
-    let failed = |source| RedirectError::Socket {
+    let failed = |source| RedirectError::Lease {
         path: path.to_owned(),
         source,
     };
@@ -292,7 +305,7 @@ pub fn purge(config: &RedirectConfig) -> Result<(), TeardownError> {
     remove_plugin(&Installation::new(&config.cni), &not_enrolled)?;
     BackEnds::purge(&config.bpf_dir)?;
     let lease = config.lease();
-    Lease::remove(&lease).map_err(|source| TeardownError::Socket {
+    Lease::remove(&lease).map_err(|source| TeardownError::Lease {
         path: lease,
         source,
     })?;

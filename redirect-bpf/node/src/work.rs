@@ -9,6 +9,7 @@ use crate::pod::Event;
 use podveil_apply::{Addresses, ApplyError, Backend, Connection, ListError, VerifyError};
 use podveil_model::{Uid, Workload};
 use podveil_netns::NetNs;
+use podveil_netns::cgroup::Membership;
 use podveil_netns::seqpacket::Peer;
 use podveil_plan::{Capture, Fence};
 use std::collections::BTreeSet;
@@ -162,8 +163,13 @@ pub async fn look_for<B: Backend>(
     }
 }
 
-pub async fn listen(netns: Arc<NetNs>, backlog: u32, proxy: Option<Arc<Peer>>) -> Done {
-    let open = move || PodListeners::open(&netns, backlog, proxy.as_deref());
+pub async fn listen(
+    netns: Arc<NetNs>,
+    backlog: u32,
+    proxy: Option<Arc<Peer>>,
+    cgroup: Membership,
+) -> Done {
+    let open = move || PodListeners::open(&netns, backlog, proxy.as_deref(), &cgroup);
     match tokio::task::spawn_blocking(open).await {
         Ok(Ok(listeners)) => Done {
             listeners: Some(Arc::new(listeners)),

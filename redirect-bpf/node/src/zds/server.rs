@@ -29,8 +29,8 @@ pub type Acknowledged = Arc<BTreeMap<Uid, (u64, Result<(), Arc<str>>)>>;
 #[derive(Clone, Debug, Default)]
 pub struct Proxy {
     pub peer: Option<Arc<Peer>>,
-    /// It had waited until another one let go.
-    pub has_followed: bool,
+    /// It came to it when the module had been asked to stop.
+    pub is_follower: bool,
     pub acknowledged: Acknowledged,
 }
 
@@ -50,53 +50,74 @@ enum Ended {
 
 /// Serves one proxy at a time until `stop`. A client of another user than `uid` is refused. So is a second one while the
 /// first is connected and its process lives, unless its hello asks to take over: then it waits, alone, until the first
-/// lets go or is gone. Nothing is sent to a client that is refused or waits.
+/// lets go or is gone, or the module is asked to stop. Nothing is sent to a client that is refused or waits.
+///
+/// `is_ours`: who may have the holder's listeners. Anybody else may wait, and is served by another process of this module
+/// when this one has ended.
 pub async fn serve(
     listener: Listener,
     offers: watch::Receiver<Offers>,
     proxy: watch::Sender<Proxy>,
     uid: u32,
-    stop: CancellationToken,
+    is_ours: impl Fn(&Peer) -> bool,
+    (asked, stop): (CancellationToken, CancellationToken),
 ) {
     let mut current: Option<(JoinHandle<()>, Arc<Peer>)> = None;
     let mut successor: Option<Client> = None;
-    let start = |client: Client, has_followed: bool| {
-        tracing::info!(client.peer.pid, has_followed, "a proxy has connected");
+    let start = |client: Client| {
+        let is_follower = asked.is_cancelled();
+        tracing::info!(client.peer.pid, is_follower, "a proxy has connected");
         let peer = client.peer.clone();
         proxy.send_replace(Proxy {
             peer: Some(peer.clone()),
-            has_followed,
+            is_follower,
             acknowledged: Acknowledged::default(),
         });
         let task = tokio::spawn(one(client, offers.clone(), proxy.clone(), stop.clone()));
         (task, peer)
     };
+    let mut handed_over = false;
     let accept = async {
         loop {
+            let may_follow = successor
+                .as_ref()
+                .is_some_and(|client| is_ours(&client.peer));
             let client = tokio::select! {
                 accepted = accept(&listener, uid) => match accepted {
                     Some(client) => client,
                     None => continue,
                 },
-                () = has_ended(&mut current), if successor.is_some() => {
-                    current = successor.take().map(|client| start(client, true));
+                () = has_closed(&successor) => {
+                    successor = None;
+                    continue;
+                }
+                () = has_ended(&mut current), if may_follow => {
+                    current = successor.take().map(start);
+                    continue;
+                }
+                () = asked.cancelled(), if may_follow && !handed_over => {
+                    handed_over = true;
+                    if let Some((task, _)) = current.take() {
+                        task.abort();
+                        let _ended = task.await;
+                    }
+                    current = successor.take().map(start);
                     continue;
                 }
             };
             if let Some((task, first)) = current.take() {
                 if !task.is_finished() && first.is_alive() && !closes(&proxy).await {
-                    match wants_to_take_over(client, &first).await {
-                        Some(client) if successor.is_none() => successor = Some(client),
-                        Some(client) => refuse_second(&first, &client.peer),
-                        None => {}
-                    }
+                    successor = wait_in_turn(client, successor).await;
                     current = Some((task, first));
                     continue;
                 }
                 task.abort();
                 let _ended = task.await;
             }
-            current = Some(start(client, false));
+            match is_ours(&client.peer) {
+                true => current = Some(start(client)),
+                false => successor = wait_in_turn(client, successor).await,
+            }
         }
     };
     let _stopped: Option<()> = stop.run_until_cancelled(accept).await;
@@ -140,30 +161,28 @@ async fn accept(listener: &Listener, uid: u32) -> Option<Client> {
     }
 }
 
-/// Reads the hello of a second client; gives it back if it asks to take over, and refuses it otherwise.
-async fn wants_to_take_over(mut client: Client, first: &Peer) -> Option<Client> {
+/// Lets a client wait if its hello asks to take over and nobody else waits; refuses it otherwise.
+async fn wait_in_turn(mut client: Client, waits: Option<Client>) -> Option<Client> {
+    let second = client.peer.pid;
     let hello = client.connection.recv(MAX_PACKET_BYTES);
-    if let Ok(Ok(Some(packet))) = tokio::time::timeout(TAKE_OVER_TIMEOUT, hello).await
+    if waits.is_none()
+        && let Ok(Ok(Some(packet))) = tokio::time::timeout(TAKE_OVER_TIMEOUT, hello).await
         && Session::asks_to_take_over(&packet.bytes)
     {
-        tracing::info!(
-            first.pid,
-            second.pid = client.peer.pid,
-            "a proxy waits to take over from the one that is connected"
-        );
+        tracing::info!(second, "a proxy waits to take over");
         client.hello = Some(packet);
         return Some(client);
     }
-    refuse_second(first, &client.peer);
-    None
+    tracing::warn!(second, "refused a second ZDS client");
+    waits
 }
 
-fn refuse_second(first: &Peer, second: &Peer) {
-    tracing::warn!(
-        first.pid,
-        second.pid,
-        "refused a second ZDS client: the first is connected"
-    );
+/// Resolves when the client that waits is gone, or says anything: it has not been asked.
+async fn has_closed(waits: &Option<Client>) {
+    match waits {
+        Some(client) => drop(client.connection.recv(MAX_PACKET_BYTES).await),
+        None => std::future::pending().await,
+    }
 }
 
 /// Resolves when the first client's conversation is over.

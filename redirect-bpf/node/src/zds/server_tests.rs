@@ -11,23 +11,37 @@ struct World {
     path: PathBuf,
     offers: watch::Sender<Offers>,
     proxy: watch::Receiver<Proxy>,
+    asked: CancellationToken,
     stop: CancellationToken,
     _directory: tempfile::TempDir,
 }
 
 impl World {
     fn new(uid: u32) -> Self {
+        Self::with(uid, true)
+    }
+
+    /// `ours`: whoever connects may be served.
+    fn with(uid: u32, ours: bool) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("zds/zds.sock");
         let listener = Listener::bind(&path).unwrap();
         let (offers, offered) = watch::channel(None);
         let (proxy_in, proxy) = watch::channel(Proxy::default());
-        let stop = CancellationToken::new();
-        tokio::spawn(serve(listener, offered, proxy_in, uid, stop.clone()));
+        let (asked, stop) = (CancellationToken::new(), CancellationToken::new());
+        tokio::spawn(serve(
+            listener,
+            offered,
+            proxy_in,
+            uid,
+            move |_| ours,
+            (asked.clone(), stop.clone()),
+        ));
         Self {
             path,
             offers,
             proxy,
+            asked,
             stop,
             _directory: directory,
         }
@@ -209,4 +223,59 @@ async fn a_client_of_another_version_is_sent_nothing() {
 async fn assert_sent_nothing(client: &Connection) {
     let received = client.recv(1024).await;
     assert!(!matches!(received, Ok(Some(_))), "it was sent something");
+}
+
+/// Neither refused nor sent anything, for longer than either takes.
+async fn waits(client: &Connection) -> bool {
+    tokio::time::timeout(2 * TAKE_OVER_TIMEOUT, client.recv(64))
+        .await
+        .is_err()
+}
+
+#[tokio::test]
+async fn who_waited_and_is_gone_keeps_nobody_out() {
+    let world = World::new(own_uid());
+    world.offer(&["a"]);
+    let first = world.client().await;
+    assert_eq!(take(&first, "").await, "add a");
+    let gone = world.client_saying(true).await;
+    assert!(waits(&gone).await);
+    drop(gone);
+    let third = loop {
+        let third = world.client_saying(true).await;
+        // Until the end of the one before it is seen, it is refused.
+        if waits(&third).await {
+            break third;
+        }
+    };
+    drop(first);
+    assert_eq!(take(&third, "").await, "add a");
+}
+
+#[tokio::test]
+async fn asked_to_stop_the_module_hands_over_to_who_waits() {
+    let mut world = World::new(own_uid());
+    world.offer(&["a"]);
+    let first = world.client().await;
+    assert_eq!(take(&first, "").await, "add a");
+    assert_eq!(take(&first, "").await, "snapshot");
+    let second = world.client_saying(true).await;
+    assert!(waits(&second).await);
+    world.asked.cancel();
+    assert_eq!(take(&second, "").await, "add a");
+    let now = world.proxy.wait_for(|proxy| proxy.is_follower);
+    assert!(now.await.unwrap().peer.is_some());
+    assert!(first.recv(64).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn who_may_not_have_the_listeners_waits_for_another_module() {
+    let world = World::with(own_uid(), false);
+    world.offer(&["a"]);
+    let client = world.client_saying(true).await;
+    assert!(waits(&client).await);
+    world.asked.cancel();
+    assert!(waits(&client).await);
+    world.stop.cancel();
+    assert!(client.recv(64).await.unwrap().is_none());
 }
