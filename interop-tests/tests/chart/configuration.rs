@@ -175,10 +175,9 @@ fn uses_what_is_there(values: &Value) -> anyhow::Result<()> {
             }
             Some(socket) => {
                 check_file(container, socket, true)?;
-                ensure!(
-                    config.take_over && probe["exec"]["command"][3] == "ready",
-                    "{probe}"
-                );
+                let asked = &probe["exec"]["command"];
+                ensure!(asked[1] == "ready" && asked[2] == json!(socket), "{probe}");
+                ensure!(config.take_over);
             }
         }
     }

@@ -123,7 +123,10 @@ impl Ebpf {
         let former = &self.node.former;
         for cookie in former.gone()? {
             former.forget(cookie)?;
-            self.forget(cookie)?;
+            // What we have written of it already stays, or is let go as any other pod of ours.
+            if self.node.pods.find(&cookie)?.is_none() {
+                self.forget(cookie)?;
+            }
         }
         former.remove_unused()
     }

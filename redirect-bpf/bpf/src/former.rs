@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// Maps that one layout takes over from another as they are. What they tell of sockets that are open cannot be found out
 /// again, so both write to them while both stand.
@@ -25,7 +26,11 @@ const SHARED: [&str; 5] = [
 /// both, the one that runs last says whether it is captured, and what the fence of either refuses is refused. So a pod is
 /// written into our tables first, whole, and then forgotten here; the layout goes with its last pod.
 #[derive(Debug, Default)]
-pub struct Former(Vec<Left>);
+pub struct Former {
+    layouts: Vec<Left>,
+    /// Pods are written side by side, and one of them is the last.
+    removes: Mutex<()>,
+}
 
 #[derive(Debug)]
 struct Left {
@@ -59,7 +64,14 @@ impl Former {
                 all.push(Left { folder, pods });
             }
         }
-        Ok(Self(all))
+        Ok(Self {
+            layouts: all,
+            removes: Mutex::default(),
+        })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.layouts.is_empty()
     }
 
     /// Pins what is shared in `maps` too, where it is not yet.
@@ -69,7 +81,7 @@ impl Former {
         for name in SHARED {
             let failed = |source| TableError::Io { name, source };
             let pin = maps.join(name);
-            for left in &self.0 {
+            for left in &self.layouts {
                 if pin.exists() {
                     break;
                 }
@@ -87,7 +99,7 @@ impl Former {
     /// # Errors
     /// [`NodeError::Table`].
     pub fn pod(&self, cookie: u64) -> Result<Option<Pod>, NodeError> {
-        for pods in self.0.iter().filter_map(|left| left.pods.as_ref()) {
+        for pods in self.layouts.iter().filter_map(|left| left.pods.as_ref()) {
             if let Some(pod) = pods.find(&cookie)? {
                 return Ok(Some(pod));
             }
@@ -100,7 +112,7 @@ impl Former {
     /// [`NodeError`].
     pub fn gone(&self) -> Result<Vec<u64>, NodeError> {
         let mut gone = Vec::new();
-        for left in &self.0 {
+        for left in &self.layouts {
             for (cookie, attached) in pod_links::all(&left.folder)? {
                 let is_gone = match attached {
                     Attached::Stands => false,
@@ -119,7 +131,7 @@ impl Former {
     /// # Errors
     /// [`NodeError`].
     pub fn forget(&self, cookie: u64) -> Result<(), NodeError> {
-        for left in &self.0 {
+        for left in &self.layouts {
             if let Some(pods) = &left.pods {
                 pods.remove(&cookie)?;
             }
@@ -132,7 +144,8 @@ impl Former {
     /// # Errors
     /// [`NodeError`].
     pub fn remove_unused(&self) -> Result<(), NodeError> {
-        for Left { folder, .. } in &self.0 {
+        let _one_at_a_time = self.removes.lock().unwrap_or_else(PoisonError::into_inner);
+        for Left { folder, .. } in &self.layouts {
             if pod_links::all(folder)?.is_empty() {
                 bpffs::remove(folder).map_err(|source| NodeError::Folder {
                     path: folder.clone(),

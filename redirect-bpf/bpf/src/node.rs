@@ -157,7 +157,8 @@ impl Node {
         };
         // Loaded once to see that this kernel takes them, before any pod depends on it.
         node.load_pod(0)?;
-        node.attach()?;
+        // Behind those of every other layout, also where ours have stood before them.
+        node.attach_in_order(!node.former.is_empty())?;
         Ok(node)
     }
 
@@ -181,7 +182,11 @@ impl Node {
     /// # Errors
     /// [`NodeError`].
     pub fn attach(&self) -> Result<(), NodeError> {
-        let mut anew = false;
+        self.attach_in_order(false)
+    }
+
+    /// `anew`: also what stands, so that it runs last.
+    fn attach_in_order(&self, mut anew: bool) -> Result<(), NodeError> {
         for (loaded, (name, _, place)) in self.programs.iter().zip(NODE_PROGRAMS) {
             let (cgroup, id) = self.cgroup(place)?;
             let pin = self.folder.join("node").join(name);

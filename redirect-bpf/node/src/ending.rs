@@ -16,7 +16,8 @@ pub async fn outlast_the_proxy(
     offers: watch::Receiver<Offers>,
     bound: Duration,
 ) {
-    let gone = proxy.wait_for(|now| now.peer.is_none() || now.is_follower);
+    // One that another waits to follow is about to give way.
+    let gone = proxy.wait_for(|now| now.peer.is_none() || (now.is_follower && !now.is_awaited));
     let _in_time = timeout(bound, gone).await.is_ok();
     let follower = timeout(FOLLOWS, proxy.wait_for(|now| now.peer.is_some()));
     if matches!(follower.await, Ok(Ok(_))) {
@@ -28,8 +29,10 @@ pub async fn outlast_the_proxy(
 }
 
 fn has_all(proxy: &Proxy, offers: &Offers) -> bool {
-    let mut offers = offers.iter().flat_map(|offers| offers.iter());
-    offers.all(|(uid, offer)| {
+    let Some(offers) = offers else {
+        return false;
+    };
+    offers.iter().all(|(uid, offer)| {
         offer.generation().is_none_or(|generation| {
             let answered = proxy.acknowledged.get(uid);
             answered.is_some_and(|(answered, _)| *answered == generation)
@@ -54,6 +57,7 @@ mod tests {
         Proxy {
             peer: Some(Arc::new(connection.peer().unwrap())),
             is_follower,
+            is_awaited: false,
             acknowledged,
         }
     }

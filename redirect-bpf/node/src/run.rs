@@ -304,23 +304,22 @@ pub fn purge(config: &RedirectConfig) -> Result<(), TeardownError> {
     let not_enrolled = NotEnrolled::path(&config.cni.socket);
     remove_plugin(&Installation::new(&config.cni), &not_enrolled)?;
     BackEnds::purge(&config.bpf_dir)?;
+    let remove_folder = |socket: &PathBuf| {
+        seqpacket::remove_folder(socket).map_err(|source| TeardownError::Socket {
+            path: socket.clone(),
+            source,
+        })
+    };
+    remove_folder(&config.listeners_socket)?;
+    remove_folder(&config.cni.socket)?;
+    config.cgroup.leave()?;
+    // Last: whoever waits for it begins anew.
     let lease = config.lease();
     Lease::remove(&lease).map_err(|source| TeardownError::Lease {
         path: lease,
         source,
     })?;
-    for socket in [
-        &config.zds_socket,
-        &config.listeners_socket,
-        &config.cni.socket,
-    ] {
-        seqpacket::remove_folder(socket).map_err(|source| TeardownError::Socket {
-            path: socket.clone(),
-            source,
-        })?;
-    }
-    config.cgroup.leave()?;
-    Ok(())
+    remove_folder(&config.zds_socket)
 }
 
 /// Removes capture from every pod's namespace on this node, and what [`purge`] does. Connections that the proxy carries

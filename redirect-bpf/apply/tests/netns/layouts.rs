@@ -255,3 +255,27 @@ fn a_release_begun_in_one_layout_ends_in_the_next() {
     assert_eq!(world.everything(), before);
     assert_eq!(layouts(&world), ["v2"]);
 }
+
+#[test]
+#[ignore = "netns"]
+fn what_is_left_half_way_of_another_layout_takes_nothing_of_ours_along() {
+    let world = World::<Ebpf>::new();
+    let before = world.everything();
+    let fence = fence_of(&world);
+    let next = opened(&world, 2);
+    block_on(next.apply(&world.pod, &CAPTURING(), &fence)).unwrap();
+    assert_eq!(layouts(&world), ["v2"]);
+    // As if the folder of its links had been emptied, and not yet removed.
+    let cookie = world.pod.cookie().unwrap().to_string();
+    let emptied = || std::fs::create_dir_all(world.pins().join("v1/pods").join(&cookie)).unwrap();
+    emptied();
+    drop(next);
+    let next = opened(&world, 2);
+    block_on(next.verify(&world.pod, &CAPTURING())).unwrap();
+    assert_eq!(layouts(&world), ["v2"]);
+    emptied();
+    next.forget_gone().unwrap();
+    block_on(next.verify(&world.pod, &CAPTURING())).unwrap();
+    block_on(next.remove(&world.pod)).unwrap();
+    assert_eq!(world.everything(), before);
+}

@@ -29,8 +29,10 @@ pub type Acknowledged = Arc<BTreeMap<Uid, (u64, Result<(), Arc<str>>)>>;
 #[derive(Clone, Debug, Default)]
 pub struct Proxy {
     pub peer: Option<Arc<Peer>>,
-    /// It came to it when the module had been asked to stop.
+    /// It had waited for another one, or came when the module had been asked to stop.
     pub is_follower: bool,
+    /// Another one waits to follow it.
+    pub is_awaited: bool,
     pub acknowledged: Acknowledged,
 }
 
@@ -64,13 +66,14 @@ pub async fn serve(
 ) {
     let mut current: Option<(JoinHandle<()>, Arc<Peer>)> = None;
     let mut successor: Option<Client> = None;
-    let start = |client: Client| {
-        let is_follower = asked.is_cancelled();
+    let start = |client: Client, has_waited: bool| {
+        let is_follower = has_waited || asked.is_cancelled();
         tracing::info!(client.peer.pid, is_follower, "a proxy has connected");
         let peer = client.peer.clone();
         proxy.send_replace(Proxy {
             peer: Some(peer.clone()),
             is_follower,
+            is_awaited: false,
             acknowledged: Acknowledged::default(),
         });
         let task = tokio::spawn(one(client, offers.clone(), proxy.clone(), stop.clone()));
@@ -92,7 +95,7 @@ pub async fn serve(
                     continue;
                 }
                 () = has_ended(&mut current), if may_follow => {
-                    current = successor.take().map(start);
+                    current = successor.take().map(|client| start(client, true));
                     continue;
                 }
                 () = asked.cancelled(), if may_follow && !handed_over => {
@@ -101,7 +104,7 @@ pub async fn serve(
                         task.abort();
                         let _ended = task.await;
                     }
-                    current = successor.take().map(start);
+                    current = successor.take().map(|client| start(client, true));
                     continue;
                 }
             };
@@ -115,7 +118,7 @@ pub async fn serve(
                 let _ended = task.await;
             }
             match is_ours(&client.peer) {
-                true => current = Some(start(client)),
+                true => current = Some(start(client, false)),
                 false => successor = wait_in_turn(client, successor).await,
             }
         }
@@ -211,7 +214,12 @@ async fn one(
     struct Disconnect(watch::Sender<Proxy>);
     impl Drop for Disconnect {
         fn drop(&mut self) {
-            self.0.send_replace(Proxy::default());
+            self.0.send_modify(|proxy| {
+                *proxy = Proxy {
+                    is_awaited: proxy.is_awaited,
+                    ..Proxy::default()
+                };
+            });
         }
     }
     let disconnect = Disconnect(proxy);
