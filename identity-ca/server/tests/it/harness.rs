@@ -4,9 +4,9 @@ use podveil_ca_client::{Module, ProgramConfig, ProgramCredentials};
 use podveil_identity::{ProgramIdentity, TrustDomain};
 use podveil_proto::podveil::ca::v1 as wire;
 use podveil_proto::podveil::ca::v1::admin_client::AdminClient;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -68,7 +68,13 @@ impl Place {
         self.start_at("127.0.0.1:0".parse().unwrap()).await
     }
 
+    /// A port that the kernel has given away once may be that of somebody's own connection meanwhile, such as of a program
+    /// that tries to reach the CA: that is waited for.
     pub async fn start_at(&self, listen: SocketAddr) -> Ca {
+        let began = Instant::now();
+        while TcpListener::bind(listen).is_err() && began.elapsed() < DEADLINE {
+            tokio::task::yield_now().await;
+        }
         let stop = CancellationToken::new();
         let running = RunningCa::start(self.config(listen), stop.clone())
             .await
