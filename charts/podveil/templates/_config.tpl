@@ -31,6 +31,8 @@ worker_threads: {{ . }}
 proxy:
   hold_bound: {{ .Values.node.proxy.holdBound }}
   max_connections_per_pod: {{ .Values.node.proxy.maxConnectionsPerPod | int64 }}
+  on_demand: {{ .Values.node.proxy.onDemand }}
+  forget_after: {{ .Values.node.proxy.forgetAfter }}
   {{- /* What is left of the grace period is for ending itself. */}}
   drain_bound: {{ sub .Values.node.terminationGracePeriodSeconds 5 }}s
 {{- end }}

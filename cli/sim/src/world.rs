@@ -169,7 +169,20 @@ impl World {
     /// # Errors
     /// If it does not answer.
     pub fn status(&self) -> anyhow::Result<serde_json::Value> {
-        page(&self.topology.control_plane.0, 15300)
+        page(&self.topology.control_plane.0, 15300, "/status")
+    }
+
+    /// All that the `proxy` module of a node (1 or 2) holds.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn proxy_dump(&self, node: usize) -> anyhow::Result<serde_json::Value> {
+        let node = self.topology.nodes.get(node - 1);
+        page(
+            &node.context("nodes are 1 and 2")?.namespace,
+            15000,
+            "/config_dump",
+        )
     }
 
     /// What the `redirect` module of a node (1 or 2) says.
@@ -178,7 +191,11 @@ impl World {
     /// If it does not answer.
     pub fn redirect_status(&self, node: usize) -> anyhow::Result<serde_json::Value> {
         let node = self.topology.nodes.get(node - 1);
-        page(&node.context("nodes are 1 and 2")?.namespace, 15400)
+        page(
+            &node.context("nodes are 1 and 2")?.namespace,
+            15400,
+            "/status",
+        )
     }
 
     /// What the node of a pod says about its capture.
@@ -296,10 +313,10 @@ impl World {
     }
 }
 
-/// `/status` at this port of a namespace's own address.
-fn page(namespace: &str, port: u16) -> anyhow::Result<serde_json::Value> {
+/// A page at this port of a namespace's own address.
+fn page(namespace: &str, port: u16, path: &str) -> anyhow::Result<serde_json::Value> {
     let netns = format!("--net=/run/netns/{namespace}");
-    let url = format!("http://127.0.0.1:{port}/status");
+    let url = format!("http://127.0.0.1:{port}{path}");
     let text = run(
         "nsenter",
         [
@@ -312,5 +329,5 @@ fn page(namespace: &str, port: u16) -> anyhow::Result<serde_json::Value> {
             &url,
         ],
     )?;
-    serde_json::from_str(&text).context("a status is not JSON")
+    serde_json::from_str(&text).with_context(|| format!("{path} is not JSON"))
 }

@@ -2,6 +2,7 @@
 use crate::enrolment::Facts;
 use crate::entry::{Entry, Parts};
 use crate::letting_go::{self, LettingGo};
+use crate::mesh::mesh;
 use crate::nodes::Nodes;
 use crate::resolve::{Resolved, resolve};
 use crate::settings::{self, NamespaceSettings};
@@ -15,10 +16,6 @@ use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
-
-/// Half a megabyte of the longest names, so that the mesh configuration stays well below what a node takes. One that is not told
-/// counts as enrolled where nobody can be asked.
-const MAX_NOT_ENROLLED: usize = 8_000;
 
 /// The one place where the state of the cluster and the reports of the nodes meet.
 #[derive(Debug)]
@@ -422,30 +419,12 @@ impl Index {
     }
 
     fn take_mesh(&mut self, cluster: &Cluster, version: u64) {
-        let ranges = cluster.ranges.clone();
-        let mut mesh = MeshConfig {
-            trust_domain: cluster.trust_domain.clone(),
-            ranges_known: ranges.is_some(),
-            pod_ranges: ranges.clone().unwrap_or_default().pods,
-            service_ranges: ranges.unwrap_or_default().services,
-            plain_outbound_ranges: cluster.plain_outbound.clone(),
-            plain_outbound_namespaces: BTreeSet::new(),
-            nodes: cluster
-                .nodes
-                .iter()
-                .filter(|(_, node)| !node.addresses.is_empty())
-                .map(|(name, node)| (name.clone(), node.addresses.clone()))
-                .collect(),
-            not_enrolled: (cluster.namespaces.iter())
-                .filter(|(_, namespace)| !namespace.enrols())
-                .map(|(name, _)| name.clone())
-                .take(MAX_NOT_ENROLLED)
-                .collect(),
-            epoch: Epoch {
-                resource_version: version,
-                stage: 0,
-            },
-        };
+        let workloads = self.entries.values().map(|entry| &entry.workload);
+        let own = workloads.filter(|workload| !workload.host_network);
+        let addresses = (own.flat_map(|workload| &workload.addresses))
+            .chain(self.services.iter().flat_map(|service| &service.addresses));
+        let mut mesh = mesh(cluster, addresses.copied());
+        mesh.epoch.resource_version = version;
         if let Some(last) = &self.mesh {
             let new = std::mem::replace(&mut mesh.epoch, last.epoch);
             if mesh == **last {

@@ -25,6 +25,7 @@ mod enrolment;
 mod entry;
 mod index;
 mod letting_go;
+mod mesh;
 mod nodes;
 mod resolve;
 mod settings;

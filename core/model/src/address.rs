@@ -4,7 +4,6 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 
 /// Captured outbound connections arrive here, in the pod's own network namespace.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -30,13 +29,6 @@ pub fn is_verification(to: SocketAddr) -> bool {
             to.ip(),
             IpAddr::V4(VERIFICATION_V4) | IpAddr::V6(VERIFICATION_V6)
         )
-}
-
-/// An address on a named network; the empty name is this cluster's own.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct NetworkAddress {
-    pub network: Arc<str>,
-    pub ip: IpAddr,
 }
 
 macro_rules! typed_address {

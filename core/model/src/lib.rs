@@ -8,17 +8,18 @@
 mod address;
 mod answer;
 mod enrolment;
+mod lookup;
 mod mesh;
 mod service;
 mod workload;
 
 pub use address::{
-    HBONE_PORT, HboneTarget, INBOUND_PORT, LocalAddr, NetworkAddress, NotDialable, OUTBOUND_PORT,
-    OriginalDst, PeerAddr, VERIFICATION_V4, VERIFICATION_V6, check_target, is_own_port,
-    is_verification,
+    HBONE_PORT, HboneTarget, INBOUND_PORT, LocalAddr, NotDialable, OUTBOUND_PORT, OriginalDst,
+    PeerAddr, VERIFICATION_V4, VERIFICATION_V6, check_target, is_own_port, is_verification,
 };
 pub use answer::{Answer, PlainReason, Unresolved, Upstream};
 pub use enrolment::{Epoch, Mode, Stage};
+pub use lookup::Lookup;
 pub use mesh::MeshConfig;
 pub use service::{Balancing, EndpointPorts, Scope, Service, ServiceKey, ServicePort};
 pub use workload::{External, Health, Locality, Uid, Workload};

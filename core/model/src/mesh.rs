@@ -13,6 +13,9 @@ pub struct MeshConfig {
     pub service_ranges: Vec<IpNet>,
     /// False: the ranges cannot be known, so every unknown address is asked for once.
     pub ranges_known: bool,
+    /// Addresses of workloads and services that are in none of the ranges. `None`: not told, or too many; then any other
+    /// address may be one.
+    pub outlying: Option<BTreeSet<IpAddr>>,
     /// What strict workloads may reach in plain: cluster DNS, the API server, listed addresses.
     pub plain_outbound_ranges: Vec<IpNet>,
     /// The same for all services and workloads of these namespaces.
@@ -33,5 +36,14 @@ impl MeshConfig {
                 .iter()
                 .chain(&self.service_ranges)
                 .any(|range| range.contains(&ip))
+    }
+
+    /// May the control plane know somebody by this address? Where not, nobody needs to ask.
+    pub fn may_be_known(&self, ip: IpAddr) -> bool {
+        self.may_be_inside(ip)
+            || self
+                .outlying
+                .as_ref()
+                .is_none_or(|outlying| outlying.contains(&ip))
     }
 }

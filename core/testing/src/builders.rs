@@ -274,6 +274,7 @@ pub fn mesh() -> MeshConfig {
         ],
         service_ranges: vec!["10.96.0.0/16".parse().expect("a range")],
         ranges_known: true,
+        outlying: Some(Default::default()),
         plain_outbound_ranges: Vec::new(),
         plain_outbound_namespaces: Default::default(),
         nodes: Default::default(),

@@ -8,6 +8,7 @@ mod closing;
 mod fence;
 mod handshakes;
 mod modes;
+mod on_demand;
 mod outages;
 mod policy;
 mod protocols;

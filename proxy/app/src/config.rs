@@ -276,6 +276,14 @@ pub struct ProxySection {
     pub max_traffic_series: usize,
     /// Series of a workload that is gone are kept this long, so that the last scrape still sees them. Default 5 m.
     pub gone_series_kept: HumanDuration,
+    /// Hold no more of the cluster than this node's workloads and what their connections ask for, in place of everything.
+    /// Default false. It saves memory on nodes of a large cluster; in return the first connection to a destination, or from
+    /// a peer, waits for an answer of the controller, and while none is there only those that are held can be connected to.
+    /// Not in mode A.
+    pub on_demand: bool,
+    /// With `on_demand`, what no connection has used for this long is held no more. Default 1 h. While no controller is there,
+    /// everything is kept.
+    pub forget_after: HumanDuration,
 }
 
 impl Default for ProxySection {
@@ -297,6 +305,8 @@ impl Default for ProxySection {
             drain_bound: seconds(25),
             max_traffic_series: 10_000,
             gone_series_kept: seconds(300),
+            on_demand: false,
+            forget_after: seconds(3600),
         }
     }
 }
@@ -308,6 +318,10 @@ pub enum NodeConfigError {
     NoModule,
     #[error("modules: proxy and redirect never share a process; start two")]
     Together,
+    #[error(
+        "proxy.on_demand: not without a holder (listeners_socket), since a foreign control plane answers otherwise"
+    )]
+    OnDemand,
     #[error("reading the configuration")]
     Unreadable(#[source] ConfigError),
 }
@@ -324,6 +338,9 @@ impl NodeConfig {
         let config: Self = config::load(path, OVERRIDES, RENAMED, &PeerEnvironment(environment))
             .map_err(NodeConfigError::Unreadable)?;
         config.module()?;
+        if config.proxy.on_demand && config.holder().is_none() {
+            return Err(NodeConfigError::OnDemand);
+        }
         Ok(config)
     }
 

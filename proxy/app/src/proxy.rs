@@ -36,7 +36,7 @@ use podveil_model::{Epoch, MeshConfig};
 use podveil_net::MARK;
 use podveil_program::http::Routes;
 use podveil_reports::{Controllers, Replicas};
-use podveil_state::{Limits, StateHandle, StateTask};
+use podveil_state::{Limits, OnDemand, StateHandle, StateTask};
 use podveil_xds_client as xds;
 use prometheus::Registry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -327,17 +327,19 @@ fn start_state(
         namespace: "podveil-system".to_owned(),
         ..xds::NodeInfo::default()
     };
-    let client = xds::Client::start(
-        links.controller.clone(),
-        xds::Config {
-            mesh_config: config.holder().is_some(),
-            backoff_max: XDS_LAST_RETRY,
-            ..xds::Config::new(node)
-        },
-        end.child_token(),
-    );
+    let on_demand = config.proxy.on_demand;
+    let mut settings = xds::Config {
+        mesh_config: config.holder().is_some(),
+        on_demand,
+        backoff_max: XDS_LAST_RETRY,
+        ..xds::Config::new(node)
+    };
+    if on_demand {
+        settings.max_asked = OnDemand::MAX_ASKED;
+    }
+    let client = xds::Client::start(links.controller.clone(), settings, end.child_token());
     XdsMetrics::register(registry, client.counts);
-    let (writer, state, questions) = podveil_state::channel();
+    let (writer, state, words) = podveil_state::channel(on_demand);
     if config.holder().is_none() {
         writer.update(|view| {
             view.insert_mesh(Arc::new(foreign_mesh(config)));
@@ -347,9 +349,14 @@ fn start_state(
     let task = StateTask {
         writer,
         batches: client.batches,
-        demand: Some(client.demand),
-        questions,
+        demand: client.demand,
+        words,
         in_use: in_use_sender,
+        on_demand: on_demand.then(|| OnDemand {
+            node: config.node.clone(),
+            keep: config.proxy.forget_after.0,
+            status: client.status.clone(),
+        }),
     };
     tasks.spawn(task.run(end.child_token()));
     (state, in_use, client.status)
@@ -363,6 +370,7 @@ fn foreign_mesh(config: &NodeConfig) -> MeshConfig {
         pod_ranges: Vec::new(),
         service_ranges: Vec::new(),
         ranges_known: false,
+        outlying: None,
         plain_outbound_ranges: Vec::new(),
         plain_outbound_namespaces: BTreeSet::new(),
         nodes: BTreeMap::new(),

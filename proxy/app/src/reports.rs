@@ -4,10 +4,10 @@
 use crate::pods::{PodState, Pods};
 use podveil_ca_client::{ProgramCredentials, TrustBundle, WorkloadCertificates};
 use podveil_identity::KubernetesName;
-use podveil_model::{Epoch, Stage, Uid};
+use podveil_model::{Epoch, Lookup, Stage, Uid};
 use podveil_proto::podveil::node::v1::{Module, NodeReport, WorkloadCondition, WorkloadReport};
 use podveil_reports::{Source, wire_epoch, wire_stage};
-use podveil_state::{StateHandle, Version};
+use podveil_state::{Need, StateHandle, Version};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -95,9 +95,13 @@ impl Source for Reporter {
             module: Module::Proxy.into(),
             workloads,
             applied: view.mesh().map(|mesh| wire_epoch(mesh.epoch)),
-            applied_version: (self.changes.in_use.borrow().as_deref())
-                .unwrap_or_default()
-                .to_owned(),
+            applied_version: match view.is_on_demand() {
+                // It says nothing of what is not held here, so each workload is asked about.
+                true => String::new(),
+                false => (self.changes.in_use.borrow().as_deref())
+                    .unwrap_or_default()
+                    .to_owned(),
+            },
             bundle_sequence: self.changes.bundle.borrow().sequence,
             certificate_generation: lowest.unwrap_or_default(),
             ..NodeReport::default()
@@ -106,7 +110,12 @@ impl Source for Reporter {
 
     fn holds(&self, uid: &Uid, epoch: Epoch) -> bool {
         let view = self.state.view();
-        view.by_uid(uid).is_some_and(|held| held.epoch >= epoch)
+        let held = view.by_uid(uid).is_some_and(|held| held.epoch >= epoch);
+        if !held && view.is_on_demand() {
+            // From then on no older decision about it is believed here, though it may be held no more.
+            self.state.want(Lookup::Workload(uid.clone()), Need::Once);
+        }
+        held
     }
 
     fn is_awaited(&self) -> bool {

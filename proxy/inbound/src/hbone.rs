@@ -10,7 +10,7 @@ use podveil_flow::{DropReason, Protection};
 use podveil_hbone::{Authority, AuthorityError, Baggage, Incoming, Server, Settings, TunnelEnd};
 use podveil_model::{LocalAddr, PeerAddr, Workload};
 use podveil_net::{ConnectError, prepare_tunnel};
-use podveil_state::{PodContext, serve};
+use podveil_state::{Pin, PodContext, serve};
 use podveil_tls::{ConfigCache, Configs, HandshakeError, TlsStream, VerifiedPeer};
 use socket2::SockRef;
 use std::io;
@@ -71,6 +71,8 @@ struct From {
     local: LocalAddr,
     proved: VerifiedPeer,
     workload: Arc<Workload>,
+    /// Held for as long as the tunnel lives.
+    _pin: Option<Pin>,
 }
 
 /// Why a connection to 15008 does not become a tunnel. It is reset: a client that is told nothing tries again.
@@ -291,6 +293,8 @@ impl Inbound {
         let (stream, proved) = handshake
             .map_err(|_| NoTunnel::TlsTimeout { after })?
             .map_err(NoTunnel::Tls)?;
+        pod.state
+            .use_all(pod.state.view().lookup_of_peer(peer.ip()));
         let workload = wait_for(pod, pod.hold_deadline(), |view| {
             rules::check_peer(view, peer.ip(), &proved.identity).cloned()
         })
@@ -308,6 +312,7 @@ impl Inbound {
                 peer,
                 local,
                 proved,
+                _pin: pod.state.pin(&workload.uid),
                 workload,
             }),
         })

@@ -117,7 +117,6 @@ pub(crate) async fn wait_for<T>(
         Ok(found) => Some(Ok(found)),
         Err(refused) if refused.may_change() => {
             if let Some(ip) = refused.asks_for()
-                && !view.is_negative(ip)
                 && last.is_none()
             {
                 pod.state.ask(ip);
@@ -210,6 +209,10 @@ impl Connected {
     /// Carries bytes until both sides have ended, one breaks, or the rules no longer allow it.
     pub async fn carry(mut self, pod: &PodContext, mut about: About, peer: impl Duplex) {
         about.workload = Some(self.allowed.workload.clone());
+        if let (None, Some(peer)) = (&about.source.workload, about.source.address) {
+            // It may have been told of since.
+            about.source.workload = pod.state.view().by_address(peer.ip()).cloned();
+        }
         let counters = Arc::new(Counters::default());
         let verdict = self.allowed.verdict();
         let record = about.record(pod, verdict, CloseReason::Clean, &counters);

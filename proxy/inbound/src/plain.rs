@@ -171,6 +171,8 @@ impl PlainInbound {
         let Accepted { mut end, ends } = accepted;
         let mut about = About::new(pod, ends.peer);
         about.destination = Some(ends.original.0);
+        // Whether it may, or only who it is.
+        (pod.state).use_all(pod.state.view().lookup_of_peer(ends.peer.ip()));
         let connected = tokio::select! {
             biased;
             () = pod.stop.cancelled() => return,

@@ -224,14 +224,16 @@ pub(crate) fn check_peer<'a>(
     if let Some(peer) = view.by_address_and_identity(ip, identity) {
         return Ok(peer);
     }
-    Err(if view.all_by_address(ip).is_empty() {
-        Refused::SourceNotKnown { ip }
-    } else {
-        Refused::SourceMismatch {
-            ip,
-            identity: identity.clone(),
-        }
-    })
+    Err(
+        if view.all_by_address(ip).is_empty() || view.is_unheard_of(ip) {
+            Refused::SourceNotKnown { ip }
+        } else {
+            Refused::SourceMismatch {
+                ip,
+                identity: identity.clone(),
+            }
+        },
+    )
 }
 
 fn check_plain(
@@ -261,7 +263,7 @@ fn check_plain(
     }
     // Somebody we have not heard of may be mandatory. Nobody's address, as the control plane says, is a node's.
     let ip = facts.source_ip;
-    if sources.is_empty() && view.may_be_inside(ip) && !view.is_negative(ip) {
+    if view.is_unheard_of(ip) {
         return Err(Refused::MayBeMandatory { ip });
     }
     Ok(())

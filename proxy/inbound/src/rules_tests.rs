@@ -77,6 +77,34 @@ fn plain_from_an_unknown_address_that_may_be_a_pods_is_held() {
 }
 
 #[test]
+fn held_on_demand_a_source_that_was_not_asked_for_is_waited_for() {
+    let told = |view: &mut View, ip: &str| {
+        view.set_told(podveil_model::Lookup::Address(ip.parse().unwrap()));
+    };
+    let mut view = View::on_demand();
+    view.insert_mesh(Arc::new(mesh()));
+    view.insert_workload(us().build());
+    // One that had this address before is held for another reason.
+    view.insert_workload(workload("old").address(PEER).stage(Stage::None).build());
+    let held = refusal(&view, &plain(PEER, 80));
+    assert!(matches!(held, Refused::MayBeMandatory { .. }) && held.may_change());
+    let identity = peer().build().identity.clone();
+    let held = refusal(&view, &proved(PEER, &identity, 80));
+    assert!(matches!(held, Refused::SourceNotKnown { .. }) && held.may_change());
+    assert!(check(&view, &plain("192.168.0.9", 80), Moment::Opening).is_ok());
+
+    view.insert_workload(peer().build());
+    told(&mut view, PEER);
+    assert!(check(&view, &proved(PEER, &identity, 80), Moment::Opening).is_ok());
+    assert!(matches!(
+        refusal(&view, &plain(PEER, 80)),
+        Refused::Mandatory { .. }
+    ));
+    told(&mut view, "10.0.0.9");
+    assert!(check(&view, &plain("10.0.0.9", 80), Moment::Opening).is_ok());
+}
+
+#[test]
 fn strict_refuses_plain_also_while_it_lives() {
     let view = view(&[us().mode(Mode::Strict).plain_inbound_port(9090).build()]);
     for moment in [Moment::Opening, Moment::Living] {

@@ -152,6 +152,7 @@ impl Ways {
         deadline: Instant,
         route: &mut Route,
     ) -> Result<Far, Refused> {
+        self.pod.state.use_all(view.lookups(facts.original.0));
         let answer = view.resolve_with(source, facts.original, &self.affinity);
         check_plain(view, source, facts.original, &answer).map_err(Refused::Plain)?;
         match answer {
@@ -169,9 +170,7 @@ impl Ways {
             Answer::Plain { upstreams, .. } => self.plain(&upstreams, route).await,
             Answer::Outside => self.dial(facts.original.0).await,
             Answer::NotKnown(unresolved) => {
-                if let Unresolved::Address { ip } = unresolved
-                    && !view.is_negative(ip)
-                {
+                if let Unresolved::Address { ip } = unresolved {
                     self.pod.state.ask(ip);
                 }
                 Err(Refused::Unresolved(unresolved))

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::View;
+use crate::uses::{Pin, Uses};
 use arc_swap::ArcSwap;
-use podveil_model::Uid;
+use podveil_model::{Lookup, Uid};
 use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
-/// Addresses waiting to be asked for. When full an address is not asked for; its connection waits for a push instead.
+/// Words waiting for the writer. When full an address is not asked for; its connection asks again, or waits for a push.
 const QUESTIONS: usize = 1024;
 
 /// What readers have to say.
@@ -15,21 +16,42 @@ const QUESTIONS: usize = 1024;
 pub enum Word {
     /// A workload's own addresses are these, as long as the control plane tells none.
     Local { uid: Uid, addresses: Vec<IpAddr> },
-    /// Who has this address?
-    WhoHas(IpAddr),
+    /// This is needed, and goes on being needed for `Need`.
+    Wanted { lookup: Lookup, need: Need },
 }
 
-/// Makes the two ends of the state: one writer, any number of readers, and the words of the readers.
-pub fn channel() -> (StateWriter, StateHandle, mpsc::Receiver<Word>) {
-    let view = Arc::new(ArcSwap::from_pointee(View::default()));
+/// For how long something asked for is needed. It has a meaning only where the state is held on demand.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Need {
+    /// For one look at it.
+    Once,
+    /// A connection needs it, and the next one may.
+    Used,
+}
+
+/// Makes the two ends of the state: one writer, any number of readers, and the words of the readers. `on_demand`: it will
+/// hold no more than is asked for.
+pub fn channel(on_demand: bool) -> (StateWriter, StateHandle, mpsc::Receiver<Word>) {
+    let view = match on_demand {
+        true => View::on_demand(),
+        false => View::default(),
+    };
+    let view = Arc::new(ArcSwap::from_pointee(view));
     let (changes, changed) = watch::channel(0);
-    let (questions, asked) = mpsc::channel(QUESTIONS);
+    let (words, said) = mpsc::channel(QUESTIONS);
+    let uses = Arc::<Uses>::default();
     let handle = StateHandle {
         view: view.clone(),
         changed,
-        questions,
+        words,
+        uses: uses.clone(),
     };
-    (StateWriter { view, changes }, handle, asked)
+    let writer = StateWriter {
+        view,
+        changes,
+        uses,
+    };
+    (writer, handle, said)
 }
 
 /// The reading end. Clones share the state.
@@ -37,7 +59,8 @@ pub fn channel() -> (StateWriter, StateHandle, mpsc::Receiver<Word>) {
 pub struct StateHandle {
     view: Arc<ArcSwap<View>>,
     changed: watch::Receiver<u64>,
-    questions: mpsc::Sender<Word>,
+    words: mpsc::Sender<Word>,
+    uses: Arc<Uses>,
 }
 
 impl StateHandle {
@@ -53,14 +76,39 @@ impl StateHandle {
         changed
     }
 
-    /// Asks the control plane who has this address. The answer arrives as a change, if it arrives.
+    /// Asks the control plane who has this address, unless it has been told. The answer arrives as a change, if it arrives.
     pub fn ask(&self, ip: IpAddr) {
-        let _full_or_stopping = self.questions.try_send(Word::WhoHas(ip));
+        let view = self.view();
+        if view.is_on_demand() {
+            self.use_all(view.lookup_of_peer(ip));
+        } else if !view.is_negative(ip) {
+            self.want(Lookup::Address(ip), Need::Used);
+        }
+    }
+
+    /// Where the state is held on demand: a connection needs [these](View::lookups). They are asked for, and go on being
+    /// held while connections come back to them.
+    pub fn use_all(&self, lookups: Vec<Lookup>) {
+        for lookup in lookups {
+            if self.uses.note(&lookup) && !self.want(lookup.clone(), Need::Used) {
+                self.uses.forget([&lookup]);
+            }
+        }
+    }
+
+    /// Asks for it. False: too many wait, or the process is stopping.
+    pub fn want(&self, lookup: Lookup, need: Need) -> bool {
+        self.words.try_send(Word::Wanted { lookup, need }).is_ok()
+    }
+
+    /// As long as the answer lives, this workload is held although nobody asks for it.
+    pub fn pin(&self, uid: &Uid) -> Option<Pin> {
+        (self.view().is_on_demand()).then(|| Uses::pin(&self.uses, uid))
     }
 
     /// Tells what the node says of a workload of its own that the control plane has no address of yet.
     pub fn tell_local(&self, uid: Uid, addresses: Vec<IpAddr>) {
-        let _full_or_stopping = self.questions.try_send(Word::Local { uid, addresses });
+        let _full_or_stopping = self.words.try_send(Word::Local { uid, addresses });
     }
 
     /// Waits until `look` finds what it wants in the state; `None` when the deadline passes first.
@@ -87,9 +135,14 @@ impl StateHandle {
 pub struct StateWriter {
     view: Arc<ArcSwap<View>>,
     changes: watch::Sender<u64>,
+    pub(crate) uses: Arc<Uses>,
 }
 
 impl StateWriter {
+    pub(crate) fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
     /// Makes `change` visible to every reader at once.
     pub fn update(&self, change: impl FnOnce(&mut View)) {
         let mut view = View::clone(&self.view.load());
@@ -106,7 +159,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_wait_ends_with_the_change_it_waits_for() {
-        let (writer, handle, _asked) = channel();
+        let (writer, handle, _asked) = channel(false);
         let deadline = Instant::now() + Duration::from_secs(5);
         let waiting = tokio::spawn({
             let handle = handle.clone();
@@ -126,7 +179,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_wait_ends_with_its_deadline() {
-        let (_writer, handle, _asked) = channel();
+        let (_writer, handle, _asked) = channel(false);
         let deadline = Instant::now() + Duration::from_secs(5);
         assert_eq!(handle.wait(deadline, |_| None::<()>).await, None);
         assert_eq!(Instant::now(), deadline);

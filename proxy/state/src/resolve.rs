@@ -32,6 +32,10 @@ impl View {
         affinity: &Affinity,
     ) -> Answer {
         let (ip, port) = (destination.ip(), destination.port());
+        // Half of what there is would give another answer.
+        if !self.are_told(&self.lookups(destination.0)) {
+            return Answer::NotKnown(Unresolved::Address { ip });
+        }
         // A workload's own address comes first: no service can be given a pod's address to take its traffic over.
         if let Some(workload) = self.by_address(ip) {
             return answer(vec![Upstream {

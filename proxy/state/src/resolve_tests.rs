@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use super::*;
 use crate::Insert;
-use podveil_model::{Epoch, Health, Mode, Scope, Stage};
+use podveil_model::{Epoch, Health, Lookup, Mode, Scope, Stage};
 use podveil_testing::{answer_line, mesh, service, workload};
 
 fn view(build: impl FnOnce(&mut View)) -> View {
@@ -551,4 +551,92 @@ fn tables_shrink_with_what_they_hold() {
     assert!(view.endpoints(&web.key).is_none());
     assert!(view.services_at("10.96.0.80".parse().unwrap()).is_empty());
     assert!(view.all_by_address("10.0.0.2".parse().unwrap()).is_empty());
+}
+
+/// One that holds what is asked for, of a mesh with node `n1` at 172.18.0.2 and one address outside all ranges.
+fn on_demand(build: impl FnOnce(&mut View)) -> View {
+    let mut view = View::on_demand();
+    let mut mesh = mesh();
+    mesh.nodes = [("n1".parse().unwrap(), vec!["172.18.0.2".parse().unwrap()])].into();
+    mesh.outlying = Some(["203.0.113.7".parse().unwrap()].into());
+    view.insert_mesh(Arc::new(mesh));
+    view.set_synced();
+    build(&mut view);
+    view
+}
+
+fn told(view: &mut View, ip: &str) {
+    view.set_told(Lookup::Address(ip.parse().unwrap()));
+}
+
+#[test]
+fn on_demand_nothing_is_concluded_from_what_was_not_asked_for() {
+    let unknown = |ip: &str| {
+        format!("not known: {ip} may belong to the cluster and nothing is known about it")
+    };
+    let line = |view: &View, to: &str| answer_line(resolve(view, to));
+    let mut view = on_demand(|view| {
+        // Held for another reason, e.g. as an endpoint of a service: somebody newer may have its address.
+        view.insert_workload(workload("a").address("10.0.0.2").build());
+        // Somebody claims an address by a service of his own.
+        view.insert_service(service("taker").address("10.0.0.3").port(80, 80).build());
+    });
+    for (to, ip) in [
+        ("10.0.0.2:80", "10.0.0.2"),
+        ("10.0.0.3:80", "10.0.0.3"),
+        ("10.96.0.1:80", "10.96.0.1"),
+        ("203.0.113.7:80", "203.0.113.7"),
+    ] {
+        assert_eq!(line(&view, to), unknown(ip));
+        let asked = Lookup::Address(ip.parse().unwrap());
+        assert_eq!(view.lookups(to.parse().unwrap()), [asked]);
+    }
+    // Nobody asks for what nobody can be known by.
+    assert_eq!(line(&view, "203.0.113.8:80"), "outside");
+    assert_eq!(view.lookups("203.0.113.8:80".parse().unwrap()), []);
+
+    for ip in ["10.0.0.2", "10.96.0.1", "203.0.113.7"] {
+        told(&mut view, ip);
+    }
+    assert_eq!(line(&view, "10.0.0.2:80"), "enrolled 10.0.0.2:80");
+    assert_eq!(
+        line(&view, "10.96.0.1:80"),
+        unknown("10.96.0.1"),
+        "refused in the end"
+    );
+    assert_eq!(line(&view, "203.0.113.7:80"), "outside");
+    view.forget(&[Lookup::Address("10.0.0.2".parse().unwrap())]);
+    assert_eq!(line(&view, "10.0.0.2:80"), unknown("10.0.0.2"));
+}
+
+#[test]
+fn on_demand_a_nodes_address_is_outside_once_nobody_has_its_port() {
+    let to = "172.18.0.2:30080";
+    let mut view = on_demand(|_| {});
+    let lookups = view.lookups(to.parse().unwrap());
+    let names: Vec<String> = lookups.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        names,
+        [
+            "podveil.io/host-port/n1/30080",
+            "podveil.io/node-port/30080"
+        ]
+    );
+    for lookup in lookups {
+        assert!(matches!(resolve(&view, to), Answer::NotKnown(_)));
+        view.set_told(lookup);
+    }
+    assert_eq!(answer_line(resolve(&view, to)), "outside");
+}
+
+#[test]
+fn on_demand_without_known_ranges_every_address_is_asked_for() {
+    let mut view = View::on_demand();
+    let mut ours = mesh();
+    (ours.ranges_known, ours.outlying) = (false, None);
+    view.insert_mesh(Arc::new(ours));
+    view.set_synced();
+    assert!(matches!(resolve(&view, "1.1.1.1:443"), Answer::NotKnown(_)));
+    told(&mut view, "1.1.1.1");
+    assert_eq!(answer_line(resolve(&view, "1.1.1.1:443")), "outside");
 }

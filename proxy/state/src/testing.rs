@@ -176,7 +176,7 @@ impl Rig {
     /// The pod of this workload, which holds a certificate.
     pub fn new(workload: &Arc<Workload>, limits: Limits) -> Self {
         let authority = Authority::new();
-        let (state, handle, _questions): (StateWriter, StateHandle, _) = channel();
+        let (state, handle, _questions): (StateWriter, StateHandle, _) = channel(false);
         state.update(|view| {
             view.insert_workload(workload.clone());
         });

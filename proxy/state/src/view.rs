@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 use podveil_identity::{KubernetesName, WorkloadIdentity};
-use podveil_model::{Epoch, Health, MeshConfig, Service, ServiceKey, Uid, Workload};
+use podveil_model::{Epoch, Health, Lookup, MeshConfig, Service, ServiceKey, Uid, Workload};
 use podveil_policy::{Policy, PolicySet};
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 /// Removed workloads whose epoch is remembered, so that a lagging replica cannot bring an older state back.
 const TOMBSTONES: usize = 8192;
 /// Workloads of this node whose addresses the node has told.
 const LOCALS: usize = 4096;
+/// Workloads that are there and not held any more, whose last decision is remembered.
+const LET_GO: usize = 4096;
 /// Addresses that the control plane has said belong to nobody.
 const NEGATIVES: usize = 16384;
 
@@ -32,6 +34,10 @@ pub struct View {
     mesh: Option<Arc<MeshConfig>>,
     tombstones: Arc<Bounded<Uid, Epoch>>,
     negatives: Arc<Bounded<IpAddr, ()>>,
+    /// Held on demand: what has been asked for and answered, and is kept up to date. `None`: everything is.
+    told: Option<Arc<HashSet<Lookup>>>,
+    /// What is not held any more although it is there. When it comes back, a newer decision that was held counts.
+    let_go: Arc<Bounded<Uid, Arc<Workload>>>,
     /// Addresses by the node's word, for as long as the control plane has none of the workload.
     locals: Arc<Bounded<Uid, Vec<IpAddr>>>,
     /// How many of `workloads` are at a stage that waits for nodes.
@@ -75,11 +81,20 @@ pub enum Insert {
 }
 
 impl View {
+    /// One that will hold no more than is asked for.
+    pub fn on_demand() -> Self {
+        Self {
+            told: Some(Arc::default()),
+            ..Self::default()
+        }
+    }
+
     /// Puts a state of a workload in. Where a newer decision about it is held, that stays, and the rest is taken; one
     /// that was removed comes back by a state at least as new only.
     pub fn insert_workload(&mut self, mut workload: Arc<Workload>) -> Insert {
         let mut insert = Insert::Applied;
-        if let Some(held) = self.workloads.get(&workload.uid) {
+        let held = self.workloads.get(&workload.uid);
+        if let Some(held) = held.or_else(|| self.let_go.get(&workload.uid)) {
             if workload.epoch < held.epoch {
                 insert = Insert::Older { held: held.epoch };
                 workload = Arc::new(workload.decided_as(held));
@@ -101,6 +116,9 @@ impl View {
         self.unlink_workload(&workload.uid);
         if self.tombstones.get(&workload.uid).is_some() {
             Arc::make_mut(&mut self.tombstones).remove(&workload.uid);
+        }
+        if self.let_go.get(&workload.uid).is_some() {
+            Arc::make_mut(&mut self.let_go).remove(&workload.uid);
         }
         // A host-network pod owns no address (its node's traffic is not its own), nor does an endpoint without a pod.
         if !workload.host_network {
@@ -161,6 +179,20 @@ impl View {
         Arc::make_mut(&mut self.services).insert(service.key.clone(), service);
     }
 
+    /// Does not hold any more what the wire names, although it is there.
+    pub fn let_go(&mut self, name: &str) {
+        let uid = Uid::from(name);
+        match self.workloads.get(&uid).cloned() {
+            Some(workload) => {
+                self.unlink_workload(&uid);
+                Arc::make_mut(&mut self.let_go).insert(uid, workload);
+            }
+            None => {
+                self.remove_address(name);
+            }
+        }
+    }
+
     /// Removes what the wire names: a workload's UID or a service's `<namespace>/<hostname>`.
     pub fn remove_address(&mut self, name: &str) -> bool {
         let uid = Uid::from(name);
@@ -208,9 +240,28 @@ impl View {
         }
     }
 
+    /// Held on demand: all that there is by this lookup is in, and will be kept up to date.
+    pub fn set_told(&mut self, lookup: Lookup) {
+        if let Some(told) = &mut self.told {
+            Arc::make_mut(told).insert(lookup);
+        }
+    }
+
+    /// Held on demand: these are not kept up to date any more.
+    pub fn forget<'a>(&mut self, lookups: impl IntoIterator<Item = &'a Lookup>) {
+        if let Some(told) = &mut self.told {
+            let told = Arc::make_mut(told);
+            for lookup in lookups {
+                told.remove(lookup);
+            }
+        }
+    }
+
     /// The control plane says that nobody has this address. Holds until somebody is seen with it.
     pub fn insert_negative(&mut self, ip: IpAddr) {
-        if !self.addresses.contains_key(&ip) && !self.service_addresses.contains_key(&ip) {
+        if self.told.is_some() {
+            self.set_told(Lookup::Address(ip));
+        } else if !self.addresses.contains_key(&ip) && !self.service_addresses.contains_key(&ip) {
             Arc::make_mut(&mut self.negatives).insert(ip, ());
         }
     }
@@ -278,8 +329,65 @@ impl View {
         Some((workload, *workload.host_ports.get(&port)?))
     }
 
+    /// Has the control plane said that nobody has this address?
     pub fn is_negative(&self, ip: IpAddr) -> bool {
-        self.negatives.get(&ip).is_some()
+        match &self.told {
+            None => self.negatives.get(&ip).is_some(),
+            Some(told) => {
+                told.contains(&Lookup::Address(ip))
+                    && !self.addresses.contains_key(&ip)
+                    && !self.service_addresses.contains_key(&ip)
+            }
+        }
+    }
+
+    pub fn is_on_demand(&self) -> bool {
+        self.told.is_some()
+    }
+
+    /// Held on demand: how much has been asked for, answered, and is kept up to date.
+    pub fn told(&self) -> usize {
+        self.told.as_ref().map_or(0, |told| told.len())
+    }
+
+    /// Held on demand: by what an answer about this destination must have been asked for. Nothing where everything is held.
+    pub fn lookups(&self, destination: SocketAddr) -> Vec<Lookup> {
+        let (ip, port) = (destination.ip(), destination.port());
+        let mut lookups = self.lookup_of_peer(ip);
+        if self.is_on_demand()
+            && let Some(node) = self.node_at(ip)
+        {
+            lookups.push(Lookup::HostPort(node.clone(), port));
+            lookups.push(Lookup::NodePort(port));
+        }
+        lookups
+    }
+
+    /// The same for an answer about whoever has this address.
+    pub fn lookup_of_peer(&self, ip: IpAddr) -> Vec<Lookup> {
+        let may_be_known = || (self.mesh.as_ref()).is_none_or(|mesh| mesh.may_be_known(ip));
+        (self.is_on_demand() && may_be_known())
+            .then_some(Lookup::Address(ip))
+            .into_iter()
+            .collect()
+    }
+
+    /// Is everything held that is known by these?
+    pub fn are_told(&self, lookups: &[Lookup]) -> bool {
+        let told = |told: &Arc<HashSet<Lookup>>| lookups.iter().all(|lookup| told.contains(lookup));
+        self.told.as_ref().is_none_or(told)
+    }
+
+    /// May somebody have this address whom we have not been told of?
+    pub fn is_unheard_of(&self, ip: IpAddr) -> bool {
+        match self.is_on_demand() {
+            true => !self.are_told(&self.lookup_of_peer(ip)),
+            false => {
+                self.all_by_address(ip).is_empty()
+                    && self.may_be_inside(ip)
+                    && !self.is_negative(ip)
+            }
+        }
     }
 
     pub fn policies(&self) -> &Arc<PolicySet> {
@@ -309,7 +417,7 @@ impl View {
     }
 
     fn forget_negative(&mut self, ip: IpAddr) {
-        if self.is_negative(ip) {
+        if self.negatives.get(&ip).is_some() {
             Arc::make_mut(&mut self.negatives).remove(&ip);
         }
     }
@@ -406,6 +514,10 @@ trait Bound {
 
 impl Bound for Epoch {
     const CAPACITY: usize = TOMBSTONES;
+}
+
+impl Bound for Arc<Workload> {
+    const CAPACITY: usize = LET_GO;
 }
 
 impl Bound for Vec<IpAddr> {

@@ -54,10 +54,13 @@ impl Cluster {
                 Arc::make_mut(&mut self.namespaces).take(mesh);
                 None
             }
-            Update::Service(_)
+            // Nothing is asked for here: fences are of everybody.
+            Update::Found(_)
+            | Update::NotFound(_)
             | Update::Policy { .. }
             | Update::PolicyRemoved(_)
-            | Update::NotFound(_) => None,
+            | Update::Service(_)
+            | Update::Unasked(_) => None,
         }
     }
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::{
-    Acknowledge, Batch, Config, Counts, Key, Lost, Received, Session, Status, Termination,
-};
+use crate::{Acknowledge, Batch, Config, Counts, Lost, Received, Session, Status, Termination};
+use podveil_model::Lookup;
 use podveil_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse,
     aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
@@ -23,8 +22,8 @@ use tonic::{Request, Streaming};
 const QUEUED_BATCHES: usize = 4;
 /// Batches handed out and not yet answered.
 const UNANSWERED_BATCHES: usize = 8;
-/// Questions that may wait for the client's task.
-const QUEUED_QUESTIONS: usize = 1024;
+/// Wishes that may wait for the client's task.
+const QUEUED_WISHES: usize = 1024;
 /// Requests that wait for the connection; the session keeps the rest.
 const QUEUED_REQUESTS: usize = 1;
 /// What peers allow: the first response holds the whole cluster.
@@ -41,10 +40,17 @@ pub struct Client {
     pub counts: Arc<Counts>,
 }
 
-/// Asks the control plane about a key. The answer comes as an update of a later batch: the resource itself, or
+/// Asks the control plane. The answer comes as an update of a later batch: the resource itself, or
 /// [`Update::NotFound`](crate::Update::NotFound).
 #[derive(Clone, Debug)]
-pub struct Demand(mpsc::Sender<Key>);
+pub struct Demand(mpsc::Sender<Wish>);
+
+/// What a consumer wants of its client.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Wish {
+    Ask(Lookup),
+    Forget(Vec<Lookup>),
+}
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum AskError {
@@ -60,17 +66,30 @@ impl Demand {
     ///
     /// # Errors
     /// Never waits: [`AskError::Full`] when too many questions wait.
-    pub fn ask(&self, key: Key) -> Result<(), AskError> {
-        self.0.try_send(key).map_err(|error| match error {
+    pub fn ask(&self, lookup: Lookup) -> Result<(), AskError> {
+        self.wish(Wish::Ask(lookup))
+    }
+
+    /// On demand: these need not be kept up to date any more. What only they meant comes as
+    /// [`Update::Unasked`](crate::Update::Unasked).
+    ///
+    /// # Errors
+    /// As for [`Self::ask`].
+    pub fn forget(&self, lookups: Vec<Lookup>) -> Result<(), AskError> {
+        self.wish(Wish::Forget(lookups))
+    }
+
+    fn wish(&self, wish: Wish) -> Result<(), AskError> {
+        self.0.try_send(wish).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => AskError::Full,
             mpsc::error::TrySendError::Closed(_) => AskError::Stopped,
         })
     }
 
-    /// For consumers' own tests: the questions come out of the receiver.
-    pub fn unanswered(capacity: usize) -> (Self, mpsc::Receiver<Key>) {
-        let (questions_in, questions) = mpsc::channel(capacity);
-        (Self(questions_in), questions)
+    /// For consumers' own tests: the wishes come out of the receiver.
+    pub fn unanswered(capacity: usize) -> (Self, mpsc::Receiver<Wish>) {
+        let (wishes_in, wishes) = mpsc::channel(capacity);
+        (Self(wishes_in), wishes)
     }
 }
 
@@ -78,7 +97,7 @@ impl Client {
     /// Starts the client's task. It runs until `stop`, or until the consumer drops [`Client::batches`].
     pub fn start(channel: Channel, config: Config, stop: CancellationToken) -> Self {
         let (batches_in, batches) = mpsc::channel(QUEUED_BATCHES);
-        let (demand, questions) = Demand::unanswered(QUEUED_QUESTIONS);
+        let (demand, wishes) = Demand::unanswered(QUEUED_WISHES);
         let (answers_in, answers) = mpsc::channel(UNANSWERED_BATCHES);
         let (status_in, status) = watch::channel(Status::default());
         let counts = Arc::new(Counts::default());
@@ -88,7 +107,7 @@ impl Client {
             credentials: Credentials::new(&config),
             session: Session::new(config, now(), rand::random()),
             batches: batches_in,
-            questions,
+            wishes,
             answers_in,
             answers,
             status: status_in,
@@ -120,7 +139,7 @@ struct Task {
     credentials: Credentials,
     session: Session,
     batches: mpsc::Sender<Batch>,
-    questions: mpsc::Receiver<Key>,
+    wishes: mpsc::Receiver<Wish>,
     answers_in: mpsc::Sender<Answer>,
     answers: mpsc::Receiver<Answer>,
     status: watch::Sender<Status>,
@@ -130,7 +149,7 @@ struct Task {
 /// What one turn of a stream brought.
 enum Event {
     Answered(Answer),
-    Asked(Key),
+    Wished(Wish),
     CanDeliver(Slot),
     CanSend(OwnedPermit<DeltaDiscoveryRequest>),
     Lost(Termination, Lost),
@@ -154,10 +173,17 @@ impl Task {
                     self.session.answer(id, answer);
                     continue;
                 }
-                Some(key) = self.questions.recv() => {
-                    self.ask(key);
+                Some(wish) = self.wishes.recv() => {
+                    self.wish(wish);
                     continue;
                 }
+                room = room(&self.batches, &self.answers_in), if self.session.has_loose() => match room {
+                    Some(slot) => {
+                        slot.fill(self.session.take_loose());
+                        continue;
+                    }
+                    None => return,
+                },
                 () = self.batches.closed() => return,
             }
             let Some(lost) = self.stream().await else {
@@ -183,6 +209,11 @@ impl Task {
         let mut responses: Option<Streaming<DeltaDiscoveryResponse>> = None;
         let mut slot: Option<Slot> = None;
         loop {
+            if self.session.has_loose()
+                && let Some(slot) = slot.take()
+            {
+                slot.fill(self.session.take_loose());
+            }
             let event = tokio::select! {
                 opened = &mut call, if responses.is_none() => match opened {
                     Ok(response) => Event::Opened(response.into_inner()),
@@ -192,7 +223,7 @@ impl Task {
                     Event::CanSend(permit)
                 }
                 Some(answer) = self.answers.recv() => Event::Answered(answer),
-                Some(key) = self.questions.recv() => Event::Asked(key),
+                Some(wish) = self.wishes.recv() => Event::Wished(wish),
                 room = room(&self.batches, &self.answers_in), if slot.is_none() => match room {
                     Some(slot) => Event::CanDeliver(slot),
                     None => Event::Unwanted,
@@ -214,7 +245,7 @@ impl Task {
                     self.session.answer(id, answer);
                     self.tell();
                 }
-                Event::Asked(key) => self.ask(key),
+                Event::Wished(wish) => self.wish(wish),
                 Event::CanDeliver(room) => slot = Some(room),
                 Event::Received(response) => {
                     let bytes = response.encoded_len();
@@ -235,10 +266,15 @@ impl Task {
         }
     }
 
-    fn ask(&mut self, key: Key) {
-        if let Err(error) = self.session.ask(now(), key) {
-            // The asker's hold bound ends its wait; a log line each would let a scanning pod fill the log.
-            tracing::debug!(%error, "a question was refused");
+    fn wish(&mut self, wish: Wish) {
+        match wish {
+            Wish::Ask(lookup) => {
+                if let Err(error) = self.session.ask(now(), lookup) {
+                    // The asker's hold bound ends its wait; a log line each would let a scanning pod fill the log.
+                    tracing::debug!(%error, "a question was refused");
+                }
+            }
+            Wish::Forget(lookups) => self.session.forget(&lookups),
         }
     }
 

@@ -61,7 +61,8 @@ pub struct Config {
     /// Subscribe to `podveil.node.v1.MeshConfig` too. Off for Cilium's agent and istiod, which end the stream on a
     /// type they do not know.
     pub mesh_config: bool,
-    /// Take only the addresses that [`Demand`](crate::Demand) asks for, instead of all of them.
+    /// Take only the workloads and services that [`Demand`](crate::Demand) asks for, instead of all of them, and keep those
+    /// up to date until they are forgotten.
     pub on_demand: bool,
     /// Sent with each stream, e.g. `clusterid`.
     pub headers: BTreeMap<String, String>,

@@ -21,8 +21,8 @@ pub mod parse;
 mod session;
 mod update;
 
-pub use client::{AskError, Client, Demand};
+pub use client::{AskError, Client, Demand, Wish};
 pub use config::{Config, NodeInfo};
 pub use counts::{Counts, Termination};
 pub use session::{AskRefused, Lost, Received, Session};
-pub use update::{Acknowledge, Batch, Key, Rejected, ResourceType, Status, Update};
+pub use update::{Acknowledge, Batch, Rejected, ResourceType, Status, Update};

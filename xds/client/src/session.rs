@@ -5,11 +5,12 @@ mod held;
 mod interner;
 mod receive;
 
-use crate::{Config, Key, Rejected, ResourceType, Status, Update};
+use crate::{Config, Rejected, ResourceType, Status, Update};
 use asked::Asked;
 use backoff::Backoff;
 use held::{Changes, Held, Known};
 use interner::Interner;
+use podveil_model::Lookup;
 use podveil_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use podveil_proto::google::rpc;
 use rand::SeedableRng;
@@ -48,6 +49,8 @@ pub struct Session {
     asked: Asked,
     unanswered: BTreeMap<u64, Unanswered>,
     next_id: u64,
+    /// `system_version_info` of the newest response with addresses.
+    version: Arc<str>,
     last_error: Option<Arc<str>>,
     interner: Interner,
 }
@@ -62,15 +65,15 @@ enum Link {
 /// A response that is on its way to the consumer.
 #[derive(Debug)]
 struct Unanswered {
-    stream: u64,
     resource_type: ResourceType,
-    nonce: String,
+    /// The stream that it came on, and its nonce; `None` where it is no response.
+    to: Option<(u64, String)>,
     changes: Changes,
     /// Reasons of the resources that were rejected in it.
     rejection: Option<String>,
 }
 
-/// A response, parsed.
+/// A response, parsed; or, on demand, what is let go without one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Received {
     /// To be given to [`Session::answer`].
@@ -112,6 +115,7 @@ impl Session {
             asked: Asked::new(config.on_demand, config.max_asked, config.ask_timeout),
             unanswered: BTreeMap::new(),
             next_id: 0,
+            version: "".into(),
             last_error: None,
             interner: Interner::default(),
             config,
@@ -146,9 +150,10 @@ impl Session {
                 // Both at once: on demand, beginning with nothing.
                 request.resource_names_subscribe = vec!["*".to_owned()];
                 request.resource_names_unsubscribe = vec!["*".to_owned()];
-                for key in self.asked.open() {
-                    let pending = request.initial_resource_versions.entry(key.clone());
-                    pending.or_default();
+                for (name, answer) in self.asked.answers() {
+                    // A resource's own name has its version already.
+                    let versions = &mut request.initial_resource_versions;
+                    versions.entry(name.clone()).or_insert(answer.to_owned());
                 }
             }
             self.outbox.push_back(request);
@@ -171,8 +176,61 @@ impl Session {
 
     /// # Errors
     /// [`AskRefused`] if the table is full of questions that may still be answered.
-    pub fn ask(&mut self, now: Instant, key: Key) -> Result<(), AskRefused> {
-        self.asked.ask(now, key)
+    pub fn ask(&mut self, now: Instant, lookup: Lookup) -> Result<(), AskRefused> {
+        self.asked.ask(now, lookup)
+    }
+
+    /// On demand: these need not be kept up to date any more. What only they meant is [let go](Self::take_loose).
+    pub fn forget(&mut self, lookups: &[Lookup]) {
+        let names = self.asked.forget(lookups);
+        self.unsubscribe(names);
+    }
+
+    /// Has something been let go since the last response?
+    pub fn has_loose(&self) -> bool {
+        self.asked.has_loose()
+    }
+
+    /// What that is; to be answered like a response.
+    pub fn take_loose(&mut self) -> Received {
+        let loose = self.asked.take_loose();
+        self.unsubscribe(loose.iter().map(ToString::to_string).collect());
+        let updates = loose.iter().cloned().map(Update::Unasked).collect();
+        let changes = Changes {
+            removed: loose.into_iter().collect(),
+            ..Changes::default()
+        };
+        let unanswered = Unanswered {
+            resource_type: ResourceType::Address,
+            to: None,
+            rejection: None,
+            changes,
+        };
+        Received {
+            id: self.enter(unanswered),
+            resource_type: ResourceType::Address,
+            version: self.version.clone(),
+            updates,
+            rejected: Vec::new(),
+        }
+    }
+
+    /// A name that is not subscribed to does no harm.
+    fn unsubscribe(&mut self, names: Vec<String>) {
+        if !names.is_empty() && self.connect_at().is_none() {
+            self.outbox.push_back(DeltaDiscoveryRequest {
+                type_url: ResourceType::Address.type_url().to_owned(),
+                resource_names_unsubscribe: names,
+                ..Default::default()
+            });
+        }
+    }
+
+    fn enter(&mut self, unanswered: Unanswered) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.unanswered.insert(id, unanswered);
+        id
     }
 
     /// Parses a response. `None`: it is of a type we did not subscribe to, and was refused.
@@ -214,20 +272,21 @@ impl Session {
             &mut self.interner,
             self.config.max_resources,
         );
-        let id = self.next_id;
-        self.next_id += 1;
-        let unanswered = Unanswered {
-            stream: self.stream,
+        self.unsubscribe(parsed.loose.iter().map(ToString::to_string).collect());
+        let version: Arc<str> = response.system_version_info.into();
+        if resource_type == ResourceType::Address {
+            self.version = version.clone();
+        }
+        let id = self.enter(Unanswered {
             resource_type,
-            nonce: response.nonce,
+            to: Some((self.stream, response.nonce)),
             rejection: receive::join(&parsed.rejected),
             changes: parsed.changes,
-        };
-        self.unanswered.insert(id, unanswered);
+        });
         Some(Received {
             id,
             resource_type,
-            version: response.system_version_info.into(),
+            version,
             updates: parsed.updates,
             rejected: parsed.rejected,
         })
@@ -245,13 +304,16 @@ impl Session {
             && in_use
         {
             held.apply(response.changes);
-            held.acknowledged |= rejection.is_none();
+            held.acknowledged |= rejection.is_none() && response.to.is_some();
         }
+        let Some((stream, nonce)) = response.to else {
+            return;
+        };
         self.last_error = rejection.clone().map(Into::into);
-        if response.stream == self.stream && !matches!(self.link, Link::Waiting { .. }) {
+        if stream == self.stream && !matches!(self.link, Link::Waiting { .. }) {
             self.outbox.push_back(DeltaDiscoveryRequest {
                 type_url: response.resource_type.type_url().to_owned(),
-                response_nonce: response.nonce,
+                response_nonce: nonce,
                 error_detail: rejection.map(invalid_argument),
                 ..Default::default()
             });

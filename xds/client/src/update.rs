@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-use podveil_model::{MeshConfig, NetworkAddress, Service, ServiceKey, Uid, Workload};
+use podveil_model::{Lookup, MeshConfig, Service, Workload};
 use podveil_policy::Policy;
 use podveil_proto::type_url;
-use std::fmt;
 use std::sync::Arc;
 use tokio::sync::mpsc::OwnedPermit;
 
@@ -34,26 +33,6 @@ impl ResourceType {
     }
 }
 
-/// What can be asked for on demand.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum Key {
-    /// Whoever has this address: `<network>/<ip>`.
-    Address(NetworkAddress),
-    /// `<namespace>/<hostname>`.
-    Service(ServiceKey),
-    Workload(Uid),
-}
-
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address(address) => write!(f, "{}/{}", address.network, address.ip),
-            Self::Service(key) => key.fmt(f),
-            Self::Workload(uid) => uid.fmt(f),
-        }
-    }
-}
-
 /// One change, in the order of the batch: removals first.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Update {
@@ -68,8 +47,13 @@ pub enum Update {
     },
     PolicyRemoved(Arc<str>),
     Mesh(Arc<MeshConfig>),
-    /// The answer to a question: the control plane knows nobody by this key.
-    NotFound(Key),
+    /// The answer to a question: the control plane knows nobody by this.
+    NotFound(Lookup),
+    /// On demand: a question is answered, by what this batch and those before it have brought, and kept up to date from here
+    /// on.
+    Found(Lookup),
+    /// On demand: nothing that is asked means this workload or service any more. It is not kept up to date.
+    Unasked(Arc<str>),
 }
 
 /// A resource that could not be understood. Nothing was emitted for it; what was held before stays.

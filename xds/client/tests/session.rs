@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The conversation on the wire, with time passed in.
 
-use podveil_model::NetworkAddress;
+use podveil_model::Lookup;
 use podveil_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
 };
 use podveil_proto::istio::security as policy;
 use podveil_proto::istio::workload as wire;
 use podveil_proto::type_url;
-use podveil_xds_client::{Config, Key, Lost, NodeInfo, ResourceType, Session, Update};
+use podveil_xds_client::{Config, Lost, NodeInfo, ResourceType, Session, Update};
 use prost::Message;
 use prost_types::Any;
 use std::time::{Duration, Instant};
@@ -358,11 +358,8 @@ fn a_refused_policy_is_never_as_if_absent() {
     assert_eq!(nacks, 2);
 }
 
-fn key(ip: &str) -> Key {
-    Key::Address(NetworkAddress {
-        network: "".into(),
-        ip: ip.parse().unwrap(),
-    })
+fn key(ip: &str) -> Lookup {
+    Lookup::Address(ip.parse().unwrap())
 }
 
 #[test]
@@ -429,8 +426,8 @@ fn the_table_of_questions_is_bounded() {
     session.ask(later, key("10.0.0.3")).unwrap();
 }
 
-#[test]
-fn on_demand_begins_with_nothing_and_keeps_what_it_asked_for() {
+/// On demand, with its stream open and these questions sent.
+fn on_demand(questions: &[Lookup]) -> (Session, Instant) {
     let (mut session, now) = session(Config {
         on_demand: true,
         ..config()
@@ -439,28 +436,154 @@ fn on_demand_begins_with_nothing_and_keeps_what_it_asked_for() {
     let first = addresses(&mut session);
     assert_eq!(first.resource_names_subscribe, ["*"]);
     assert_eq!(first.resource_names_unsubscribe, ["*"]);
-    session.ask(now, key("10.0.0.9")).unwrap();
+    for question in questions {
+        session.ask(now, question.clone()).unwrap();
+    }
     sent(&mut session);
-    let mut resource = workload("w9", "v1", &[10, 0, 0, 9]);
-    resource.aliases = vec!["/10.0.0.9".into()];
-    let received = session
-        .response(now, response(type_url::ADDRESS, "a", vec![resource]))
-        .unwrap();
+    (session, now)
+}
+
+fn named(uid: &str, aliases: &[&str]) -> Resource {
+    Resource {
+        aliases: aliases.iter().map(ToString::to_string).collect(),
+        ..workload(uid, "v1", &[10, 0, 0, 9])
+    }
+}
+
+/// What a response brings, in words; it is taken into use.
+fn brings(
+    session: &mut Session,
+    now: Instant,
+    resources: Vec<Resource>,
+    removed: &[&str],
+) -> Vec<String> {
+    let mut one = response(type_url::ADDRESS, "a", resources);
+    one.removed_resources = removed.iter().map(ToString::to_string).collect();
+    let received = session.response(now, one).unwrap();
     session.answer(received.id, Ok(()));
-    session.ask(now, key("10.0.0.8")).unwrap();
+    words(&received.updates)
+}
+
+fn words(updates: &[Update]) -> Vec<String> {
+    let word = |update: &Update| match update {
+        Update::Workload(workload) => workload.uid.to_string(),
+        Update::AddressRemoved(name) => format!("{name} is gone"),
+        Update::Found(lookup) => format!("{lookup} found"),
+        Update::NotFound(lookup) => format!("{lookup} not found"),
+        Update::Unasked(name) => format!("{name} let go"),
+        other => panic!("{other:?}"),
+    };
+    updates.iter().map(word).collect()
+}
+
+/// What the next stream begins with.
+fn come_again(session: &mut Session, now: Instant) -> Vec<(String, String)> {
     session.lost(now, lost());
     session.opening();
-    let requests = sent(&mut session);
-    let versions = &requests[2].initial_resource_versions;
-    assert_eq!(versions["w9"], "v1");
+    let mut requests = sent(session);
+    assert_eq!(requests.len(), 3, "nothing is asked beside what is told");
+    let versions = std::mem::take(&mut requests[2].initial_resource_versions);
+    let mut versions: Vec<_> = versions.into_iter().collect();
+    versions.sort();
+    versions
+}
+
+#[test]
+fn on_demand_begins_with_nothing_and_keeps_what_it_asked_for() {
+    let (mut session, now) = on_demand(&[key("10.0.0.9"), key("10.0.0.7")]);
+    let answer = vec![named("w9", &["/10.0.0.9"])];
     assert_eq!(
-        versions["/10.0.0.8"], "",
+        brings(&mut session, now, answer.clone(), &["/10.0.0.7"]),
+        ["/10.0.0.7 not found", "w9", "/10.0.0.9 found"]
+    );
+    // What is kept up to date is not asked again, and its next state is no answer any more.
+    session
+        .ask(now + Duration::from_secs(3600), key("10.0.0.9"))
+        .unwrap();
+    assert!(
+        sent(&mut session)
+            .iter()
+            .all(|one| !one.response_nonce.is_empty())
+    );
+    assert_eq!(brings(&mut session, now, answer, &[]), ["w9"]);
+
+    session.ask(now, key("10.0.0.8")).unwrap();
+    let versions = come_again(&mut session, now);
+    let expected = [
+        ("/10.0.0.7", "-"),
+        ("/10.0.0.8", ""),
+        ("/10.0.0.9", "+"),
+        ("w9", "v1"),
+    ];
+    let expected = expected.map(|(name, version)| (name.to_owned(), version.to_owned()));
+    assert_eq!(
+        versions, expected,
         "an open question is told with an empty version"
     );
+}
+
+#[test]
+fn on_demand_what_nothing_asked_for_means_any_more_is_let_go() {
+    let service = "/10.96.0.1";
+    let (mut session, now) = on_demand(&[key("10.96.0.1"), key("10.0.0.9")]);
+    let both = vec![
+        named("w1", &[service]),
+        named("w9", &[service, "/10.0.0.9"]),
+    ];
     assert_eq!(
-        requests.last().unwrap().resource_names_subscribe,
-        ["/10.0.0.8", "/10.0.0.9"]
+        brings(&mut session, now, both, &[]),
+        ["w1", "w9", "/10.0.0.9 found", "/10.96.0.1 found"]
     );
+    sent(&mut session);
+    // By the server: its last state is told too.
+    let left = vec![named("w1", &[])];
+    assert_eq!(brings(&mut session, now, left, &[]), ["w1", "w1 let go"]);
+    let names: Vec<_> = (sent(&mut session).into_iter())
+        .flat_map(|one| one.resource_names_unsubscribe)
+        .collect();
+    assert_eq!(names, ["w1"], "whatever the stream began with");
+    // Nobody has the service's address any more; one is still asked for by its own.
+    assert_eq!(
+        brings(&mut session, now, vec![], &[service]),
+        [format!("{service} not found")]
+    );
+    // By the consumer.
+    session.forget(&[key("10.0.0.9"), key("10.0.0.9"), key("10.0.0.1")]);
+    assert!(session.has_loose());
+    let received = session.take_loose();
+    assert_eq!(words(&received.updates), ["w9 let go"]);
+    session.answer(received.id, Ok(()));
+    assert!(!session.has_loose());
+    let unsubscribed: Vec<_> = (sent(&mut session).into_iter())
+        .flat_map(|one| one.resource_names_unsubscribe)
+        .collect();
+    assert_eq!(unsubscribed, ["/10.0.0.9", "w9"]);
+    let versions = come_again(&mut session, now);
+    assert_eq!(versions, [(service.to_owned(), "-".to_owned())]);
+}
+
+#[test]
+fn on_demand_what_came_too_late_or_is_gone_is_not_held() {
+    let (mut session, now) = on_demand(&[key("10.0.0.9")]);
+    session.forget(&[key("10.0.0.9")]);
+    let late = vec![named("w9", &["/10.0.0.9"])];
+    assert_eq!(brings(&mut session, now, late.clone(), &[]), ["w9 let go"]);
+    session.ask(now, key("10.0.0.9")).unwrap();
+    brings(&mut session, now, late, &[]);
+    assert_eq!(
+        brings(&mut session, now, vec![], &["w9", "/10.0.0.9"]),
+        ["w9 is gone", "/10.0.0.9 not found"]
+    );
+    assert!(!session.has_loose(), "it is gone, not let go");
+}
+
+#[test]
+fn on_demand_a_resource_that_is_not_understood_answers_nothing() {
+    let (mut session, now) = on_demand(&[key("10.96.0.1")]);
+    let mut broken = named("w2", &["/10.96.0.1"]);
+    broken.resource = None;
+    let half = vec![named("w1", &["/10.96.0.1"]), broken];
+    assert_eq!(brings(&mut session, now, half, &[]), ["w1"]);
 }
 
 #[test]

@@ -3,13 +3,13 @@
 
 use podveil_identity::TrustDomain;
 use podveil_model::{
-    Balancing, Epoch, External, Health, Locality, MeshConfig, Mode, NetworkAddress, Scope as Share,
+    Balancing, Epoch, External, Health, Locality, Lookup, MeshConfig, Mode, Scope as Share,
     Service, ServiceKey, ServicePort, Stage, Workload,
 };
 use podveil_policy::{
     Action, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch,
 };
-use podveil_xds_client::{Batch, Client, Config, Key, NodeInfo, ResourceType, Update};
+use podveil_xds_client::{Batch, Client, Config, NodeInfo, ResourceType, Update};
 use podveil_xds_server::{Caller, DiscoveryService, Publisher, Snapshot};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -144,6 +144,7 @@ fn full_mesh() -> MeshConfig {
         pod_ranges: vec!["10.0.0.0/8".parse().unwrap()],
         service_ranges: vec!["10.96.0.0/16".parse().unwrap()],
         ranges_known: true,
+        outlying: Some(["198.51.100.7".parse().unwrap()].into()),
         plain_outbound_ranges: vec!["10.96.0.10/32".parse().unwrap()],
         plain_outbound_namespaces: ["kube-system".parse().unwrap()].into(),
         nodes: [(
@@ -443,12 +444,7 @@ async fn a_question_is_answered_either_way() {
     let publisher = Publisher::new(7);
     publisher.publish(full_snapshot());
     let server = TestServer::start(None, &publisher).await;
-    let key = |ip: &str| {
-        Key::Address(NetworkAddress {
-            network: "".into(),
-            ip: ip.parse().unwrap(),
-        })
-    };
+    let key = |ip: &str| Lookup::Address(ip.parse().unwrap());
     for on_demand in [false, true] {
         let mut node = TestClient::start(&server, |config| config.on_demand = on_demand);
         let before = if on_demand { 2 } else { 3 };
@@ -460,7 +456,12 @@ async fn a_question_is_answered_either_way() {
         assert_eq!(updates, [Update::NotFound(key("10.0.0.9"))]);
         node.client.demand.ask(key("fd00::1")).unwrap();
         let (_, updates) = node.next_change().await;
-        assert_eq!(updates, [Update::Workload(Arc::new(full_workload()))]);
+        assert_eq!(updates[0], Update::Workload(Arc::new(full_workload())));
+        let kept_up_to_date = Update::Found(key("fd00::1"));
+        assert_eq!(
+            updates[1..],
+            Vec::from_iter(on_demand.then_some(kept_up_to_date))
+        );
     }
     server.stop().await;
 }

@@ -143,6 +143,8 @@ pub(crate) fn mesh_config(mesh: &MeshConfig) -> Any {
             })
             .collect(),
         not_enrolled: mesh.not_enrolled.iter().map(ToString::to_string).collect(),
+        outlying: (mesh.outlying.iter().flatten().copied()).map(ip).collect(),
+        outlying_known: mesh.outlying.is_some(),
     };
     Any {
         type_url: type_url::MESH_CONFIG.to_owned(),

@@ -13,6 +13,7 @@
 
 mod body;
 mod encode;
+mod found_by;
 mod published;
 mod publisher;
 mod requests;

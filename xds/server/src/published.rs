@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+use crate::found_by::FoundBy;
 use crate::{Snapshot, encode};
 use bytes::Bytes;
 use podveil_model::{Epoch, MeshConfig, Service, Stage, Workload};
@@ -8,9 +9,8 @@ use podveil_proto::type_url;
 use prost::Message;
 use prost_types::Any;
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
-use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 /// Name of the one resource of type `MeshConfig`.
@@ -60,14 +60,21 @@ pub(crate) struct Published {
 pub(crate) struct Set {
     /// By name.
     entries: Vec<Arc<Entry>>,
-    /// `/<ip>` to whoever has it: more than one while a replaced pod still terminates. Made when it is first asked for,
-    /// which a subscriber that takes everything rarely does.
-    by_address: OnceLock<HashMap<IpAddr, Vec<Arc<Entry>>>>,
+    /// By what else they are asked for. Made when somebody first asks, which a subscriber that takes everything rarely does.
+    found_by: OnceLock<FoundBy>,
     /// Grows by one with each set that differs from the one before it.
     sequence: u64,
-    /// The names that each of the last sets changed, this one's last: so that going on from any of them costs what has
-    /// changed, however large the set is.
-    log: VecDeque<Arc<[Arc<str>]>>,
+    /// What each of the last sets changed, this one's last: so that going on from any of them costs what has changed,
+    /// however large the set is.
+    log: VecDeque<Arc<[Change]>>,
+}
+
+/// A name that means something else in one set than in the set before it.
+#[derive(Clone, Debug)]
+struct Change {
+    name: Arc<str>,
+    /// What it was, where it is found by other [lookups](podveil_model::Lookup) now, or by none.
+    before: Option<Source>,
 }
 
 #[derive(Debug)]
@@ -76,12 +83,12 @@ pub(crate) struct Entry {
     pub(crate) version: String,
     /// The `Resource` of the wire, without aliases.
     pub(crate) wire: Bytes,
-    source: Source,
+    pub(crate) source: Source,
 }
 
 /// What an entry was encoded from; an equal one is not encoded again.
 #[derive(Clone, Debug, PartialEq)]
-enum Source {
+pub(crate) enum Source {
     Mesh(Arc<MeshConfig>),
     Policy(Arc<Policy>),
     Service(Arc<Service>),
@@ -134,7 +141,7 @@ impl Set {
                 continue;
             }
             while let Some(gone) = old.next_if(|old| old.name < name) {
-                changed.push(gone.name.clone());
+                changed.push(Change::gone(gone));
             }
             let held = old.next_if(|old| old.name == name);
             let entry = match held {
@@ -144,7 +151,12 @@ impl Set {
                     match held {
                         Some(held) if held.version == entry.version => held.clone(),
                         _ => {
-                            changed.push(entry.name.clone());
+                            changed.push(Change {
+                                name: entry.name.clone(),
+                                before: held
+                                    .filter(|held| !held.source.is_found_like(&entry.source))
+                                    .map(|held| held.source.clone()),
+                            });
                             Arc::new(entry)
                         }
                     }
@@ -152,19 +164,22 @@ impl Set {
             };
             entries.push(entry);
         }
-        changed.extend(old.map(|gone| gone.name.clone()));
+        changed.extend(old.map(Change::gone));
         if changed.is_empty() {
             return before.clone();
         }
         let mut log = before.log.clone();
         log.push_back(changed.into());
-        let mut names: usize = log.iter().map(|changed| changed.len()).sum();
+        let mut names: usize = log
+            .iter()
+            .map(|changed: &Arc<[Change]>| changed.len())
+            .sum();
         while log.len() > MAX_LOG_SETS || names > MAX_LOG_NAMES {
             names -= log.pop_front().map_or(names, |oldest| oldest.len());
         }
         Arc::new(Self {
             entries,
-            by_address: OnceLock::new(),
+            found_by: OnceLock::new(),
             sequence: before.sequence + 1,
             log,
         })
@@ -174,18 +189,17 @@ impl Set {
         self.sequence
     }
 
-    /// The names that may mean something else than in the set of this sequence, each once; `None` if that was too long
-    /// ago.
-    pub(crate) fn changed_since(&self, sequence: u64) -> Option<BTreeSet<&Arc<str>>> {
+    /// The names that may mean something else than in the set of this sequence, each once, with what they have been since
+    /// where they are found by other lookups now; `None` if that was too long ago.
+    pub(crate) fn changed_since(&self, sequence: u64) -> Option<BTreeMap<&Arc<str>, Vec<&Source>>> {
         let behind = usize::try_from(self.sequence.checked_sub(sequence)?).ok()?;
         let known = self.log.len().checked_sub(behind)?;
-        Some(
-            self.log
-                .iter()
-                .skip(known)
-                .flat_map(|changed| changed.iter())
-                .collect(),
-        )
+        let mut changed: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for change in self.log.iter().skip(known).flat_map(|set| set.iter()) {
+            let before = changed.entry(&change.name).or_default();
+            before.extend(&change.before);
+        }
+        Some(changed)
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<Entry>> {
@@ -197,29 +211,17 @@ impl Set {
         self.entries.iter()
     }
 
-    /// Whoever is meant by a name or by `/<ip>`.
-    pub(crate) fn find(&self, key: &str) -> Vec<Arc<Entry>> {
-        if let Some(entry) = self.get(key) {
-            return vec![entry.clone()];
-        }
-        let ip = key
-            .strip_prefix('/')
-            .and_then(|ip| ip.parse::<IpAddr>().ok());
-        ip.and_then(|ip| self.by_address().get(&ip))
-            .cloned()
-            .unwrap_or_default()
+    pub(crate) fn found_by(&self) -> &FoundBy {
+        self.found_by.get_or_init(|| FoundBy::new(&self.entries))
     }
+}
 
-    fn by_address(&self) -> &HashMap<IpAddr, Vec<Arc<Entry>>> {
-        self.by_address.get_or_init(|| {
-            let mut by_address: HashMap<IpAddr, Vec<Arc<Entry>>> = HashMap::new();
-            for entry in &self.entries {
-                for ip in entry.source.addresses() {
-                    by_address.entry(*ip).or_default().push(entry.clone());
-                }
-            }
-            by_address
-        })
+impl Change {
+    fn gone(entry: &Arc<Entry>) -> Self {
+        Self {
+            name: entry.name.clone(),
+            before: Some(entry.source.clone()),
+        }
     }
 }
 
@@ -281,16 +283,6 @@ impl Source {
                 })))
             }
             Self::Policy(_) | Self::Service(_) | Self::Workload(_) => None,
-        }
-    }
-
-    fn addresses(&self) -> &[IpAddr] {
-        match self {
-            Self::Mesh(_) | Self::Policy(_) => &[],
-            Self::Service(service) => &service.addresses,
-            // A host-network pod's address is its node's.
-            Self::Workload(workload) if workload.host_network => &[],
-            Self::Workload(workload) => &workload.addresses,
         }
     }
 }

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+mod draft;
+mod on_demand;
 mod subscription;
 
 use crate::Version;

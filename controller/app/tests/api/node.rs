@@ -53,7 +53,7 @@ impl Node {
             ..NodeInfo::default()
         };
         let client = Client::start(to_controller(&from), Config::new(info), stop.clone());
-        let (writer, state, questions) = podveil_state::channel();
+        let (writer, state, words) = podveil_state::channel(false);
         let (in_use_tx, in_use) = watch::channel(None);
         let (counted, batches) = mpsc::channel(1);
         let updates = Arc::new(AtomicUsize::new(0));
@@ -61,8 +61,9 @@ impl Node {
         let task = StateTask {
             writer,
             batches,
-            demand: Some(client.demand),
-            questions,
+            demand: client.demand,
+            words,
+            on_demand: None,
             in_use: in_use_tx,
         };
         tokio::spawn(task.run(stop.clone()));

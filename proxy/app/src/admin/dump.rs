@@ -63,6 +63,8 @@ pub(super) fn status(facts: &Facts) -> Value {
                 "epoch": mesh.epoch.to_string(),
             })),
             "bundle": { "sequence": bundle.sequence, "roots": bundle.roots.len(), "certificateGeneration": bundle.certificate_generation },
+            // What has been asked for and is kept up to date; null where everything is held.
+            "onDemand": view.is_on_demand().then(|| json!({ "lookups": view.told() })),
             "program": facts.credentials.current().map(|held| svid(&held.svid)),
             "waitingFor": facts.pending(),
         },

@@ -70,6 +70,10 @@ pub const OVERRIDES: &[Override] = &[
         key: "redirect.back_end",
     },
     Override {
+        variable: "PODVEIL_ON_DEMAND",
+        key: "proxy.on_demand",
+    },
+    Override {
         variable: "PODVEIL_CGROUP",
         key: "cgroup",
     },

@@ -13,6 +13,8 @@ const MAX_NODES: usize = 10_000;
 /// Twice what Kubernetes supports.
 const MAX_NAMESPACES: usize = 20_000;
 const MAX_NODE_ADDRESSES: usize = 64;
+/// Far above what a controller names.
+const MAX_OUTLYING: usize = 65_536;
 
 impl TryFrom<wire::MeshConfig> for Parsed<MeshConfig> {
     type Error = Malformed;
@@ -23,6 +25,9 @@ impl TryFrom<wire::MeshConfig> for Parsed<MeshConfig> {
             pod_ranges: ranges("pod_ranges", wire.pod_ranges)?,
             service_ranges: ranges("service_ranges", wire.service_ranges)?,
             ranges_known: wire.ranges_known,
+            outlying: (wire.outlying_known)
+                .then(|| outlying(wire.outlying))
+                .transpose()?,
             plain_outbound_ranges: ranges("plain_outbound_ranges", wire.plain_outbound_ranges)?,
             plain_outbound_namespaces: namespaces(wire.plain_outbound_namespaces)?,
             nodes: nodes(wire.nodes)?,
@@ -34,6 +39,13 @@ impl TryFrom<wire::MeshConfig> for Parsed<MeshConfig> {
             epoch: workload::epoch(wire.epoch),
         }))
     }
+}
+
+fn outlying(addresses: Vec<Vec<u8>>) -> Result<BTreeSet<IpAddr>, Malformed> {
+    at_most(MAX_OUTLYING, "outlying", addresses)?
+        .iter()
+        .map(|bytes| ip("outlying", bytes))
+        .collect()
 }
 
 fn namespaces(names: Vec<String>) -> Result<BTreeSet<KubernetesName>, Malformed> {

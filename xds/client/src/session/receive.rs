@@ -3,8 +3,10 @@ use super::asked::Asked;
 use super::held::{Changes, Known};
 use super::interner::Interner;
 use crate::parse::{self, Address, Malformed};
-use crate::{Key, Rejected, ResourceType, Update};
+use crate::{Rejected, ResourceType, Update};
+use podveil_model::Lookup;
 use podveil_proto::envoy::service::discovery::v3::Resource;
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::fmt::Write;
 use std::sync::Arc;
@@ -26,10 +28,13 @@ pub(super) struct Understood {
     pub(super) updates: Vec<Update>,
     pub(super) rejected: Vec<Rejected>,
     pub(super) changes: Changes,
+    /// On demand: what is not to be kept up to date any more.
+    pub(super) loose: Vec<Arc<str>>,
 }
 
 impl Contents {
-    /// Removals first, then what came; a resource that is not understood is left out and named.
+    /// Removals first, then what came, then which questions that answers; a resource that is not understood is left out and
+    /// named, and answers nothing.
     pub(super) fn parse(
         self,
         resource_type: ResourceType,
@@ -43,6 +48,7 @@ impl Contents {
             out.remove(resource_type, name.into(), asked);
         }
         let mut free = max_resources.saturating_sub(known.count());
+        let (mut answered, mut unanswered) = (BTreeSet::new(), BTreeSet::new());
         for resource in self.resources {
             let name: Arc<str> = parse::shortened_to(&resource.name, MAX_NAME_BYTES).into();
             let new = !known.contains(&name) && !out.changes.accepted.contains_key(&name);
@@ -61,8 +67,12 @@ impl Contents {
                         interner.share(workload);
                     }
                     if resource_type == ResourceType::Address {
-                        for alias in resource.aliases.iter().chain([&resource.name]) {
-                            asked.answered(alias);
+                        match asked.told(&name, &resource.aliases) {
+                            Some(names) => answered.extend(names),
+                            None => {
+                                out.let_go(name, (!new).then_some(update));
+                                continue;
+                            }
                         }
                     }
                     out.updates.push(update);
@@ -71,6 +81,13 @@ impl Contents {
                     free -= usize::from(new);
                 }
                 Err(error) => {
+                    unanswered.extend(
+                        resource
+                            .aliases
+                            .iter()
+                            .cloned()
+                            .chain([resource.name.clone()]),
+                    );
                     if new && resource_type == ResourceType::Authorization {
                         out.updates.extend(stand_in(&name, &resource));
                     }
@@ -81,16 +98,30 @@ impl Contents {
                 }
             }
         }
+        for name in asked.take_loose() {
+            out.let_go(name, None);
+        }
+        for wire in answered.difference(&unanswered) {
+            out.updates.extend(asked.answered(wire).map(Update::Found));
+        }
         out
     }
 }
 
 impl Understood {
+    /// A resource that nothing means any more, after its last state where that is known.
+    fn let_go(&mut self, name: Arc<str>, last: Option<Update>) {
+        self.updates.extend(last);
+        self.updates.push(Update::Unasked(name.clone()));
+        self.changes.removed.insert(name.clone());
+        self.loose.push(name);
+    }
+
     fn remove(&mut self, resource_type: ResourceType, name: Arc<str>, asked: &mut Asked) {
         match resource_type {
             ResourceType::Address => {
-                let question = asked.answered(&name);
-                if !matches!(question, Some(Key::Address(_))) {
+                let question = asked.nobody(&name);
+                if Lookup::parse(&name).is_none() {
                     self.updates.push(Update::AddressRemoved(name.clone()));
                 }
                 self.updates.extend(question.map(Update::NotFound));

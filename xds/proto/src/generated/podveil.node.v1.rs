@@ -82,6 +82,12 @@ pub struct MeshConfig {
     /// Namespaces without the label that enrols. One that is not among them counts as enrolled: nobody may have told of it.
     #[prost(string, repeated, tag = "9")]
     pub not_enrolled: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Addresses of workloads and services that are in none of the ranges: 4 or 16 bytes each, network order.
+    #[prost(bytes = "vec", repeated, tag = "10")]
+    pub outlying: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// False: `outlying` does not name them all, so any other address may be one.
+    #[prost(bool, tag = "11")]
+    pub outlying_known: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Node {

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::published::{Entry, Set};
+use super::draft::Draft;
+use super::on_demand::OnDemand;
+use crate::published::Set;
 use crate::response::Named;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,8 +14,8 @@ pub(super) struct Subscription {
     initial: BTreeMap<String, String>,
     /// What a client has been sent. `None` before the first response.
     sent: Option<Sent>,
-    /// On demand: what each name meant when it was last answered.
-    names: BTreeMap<String, Vec<Arc<Entry>>>,
+    /// What a client wants that does not want everything.
+    on_demand: OnDemand,
     /// Names to be answered whether anything changed or not.
     asked: BTreeSet<String>,
     /// Nonce of the push that has not been answered.
@@ -46,7 +48,7 @@ impl Subscription {
             wildcard,
             initial,
             sent: None,
-            names: BTreeMap::new(),
+            on_demand: OnDemand::default(),
             asked: BTreeSet::new(),
             awaiting: None,
         }
@@ -76,14 +78,10 @@ impl Subscription {
         for name in names {
             if name == "*" {
                 self.wildcard = false;
-                // What a client held on demand before it came here is what it wants now.
-                if self.sent.is_none() {
-                    self.asked
-                        .extend(std::mem::take(&mut self.initial).into_keys());
-                }
             } else {
                 self.asked.remove(name);
-                self.names.remove(name);
+                self.initial.remove(name);
+                self.on_demand.forget(name);
             }
         }
     }
@@ -91,7 +89,7 @@ impl Subscription {
     /// Names that cost memory as long as the stream lives.
     pub(super) fn names(&self) -> usize {
         let initial = if self.wildcard { 0 } else { self.initial.len() };
-        self.names.len() + self.asked.len() + initial
+        self.on_demand.names() + self.asked.len() + initial
     }
 
     pub(super) fn may_send(&self, now: &Arc<Set>) -> bool {
@@ -120,11 +118,16 @@ impl Subscription {
         let mut draft = Draft::default();
         let mut said = number;
         if may_push {
-            if self.wildcard {
-                self.differences(now, &mut draft)?;
-            } else {
-                self.begin_on_demand(now);
-                self.changed_names(now, &mut draft);
+            match self.sent {
+                _ if self.wildcard => self.differences(now, &mut draft)?,
+                None => {
+                    let initial = std::mem::take(&mut self.initial);
+                    self.on_demand.begin(initial, now, &mut draft);
+                }
+                Some(sent) => {
+                    let changed = now.changed_since(sent.sequence).ok_or(TooFarBehind)?;
+                    self.on_demand.follow(changed, now, &mut draft);
+                }
             }
             self.sent = Some(Sent {
                 sequence: now.sequence(),
@@ -139,10 +142,10 @@ impl Subscription {
         }
         let answers = !self.asked.is_empty();
         for name in std::mem::take(&mut self.asked) {
-            let meant = now.find(&name);
-            draft.answer(&name, &meant);
-            if !self.wildcard {
-                self.names.insert(name, meant);
+            if self.wildcard {
+                draft.answer(&name, now.find(&name));
+            } else {
+                self.on_demand.answer(name, now, &mut draft);
             }
         }
         if draft.is_empty() && !first && !answers {
@@ -151,7 +154,12 @@ impl Subscription {
         if may_push {
             self.awaiting = Some(nonce.to_owned());
         }
-        Ok(Some(draft.finish(said)))
+        let (resources, removed) = draft.finish();
+        Ok(Some(Push {
+            number: said,
+            resources,
+            removed,
+        }))
     }
 
     /// Wildcard: from what was sent, or what the client began with, to now.
@@ -164,99 +172,19 @@ impl Subscription {
                 }
             }
             let gone = initial.into_keys().filter(|name| now.get(name).is_none());
-            draft.removed.extend(gone);
+            gone.for_each(|name| draft.remove(name));
             return Ok(());
         };
-        for name in now.changed_since(sent.sequence).ok_or(TooFarBehind)? {
+        for name in now
+            .changed_since(sent.sequence)
+            .ok_or(TooFarBehind)?
+            .into_keys()
+        {
             match now.get(name) {
                 Some(entry) => draft.push(entry),
-                None => {
-                    draft.removed.insert(name.to_string());
-                }
+                None => draft.remove(name.to_string()),
             }
         }
         Ok(())
-    }
-
-    /// What a client held on demand before it came here is what it wants now; what differs is to be answered.
-    fn begin_on_demand(&mut self, now: &Arc<Set>) {
-        for (name, version) in std::mem::take(&mut self.initial) {
-            let meant = now.find(&name);
-            if matches!(&meant[..], [one] if one.version == version) {
-                self.names.insert(name, meant);
-            } else {
-                self.asked.insert(name);
-            }
-        }
-    }
-
-    /// On demand: the names that mean something else than when they were last answered.
-    fn changed_names(&mut self, now: &Arc<Set>, draft: &mut Draft) {
-        for (name, meant) in &mut self.names {
-            let means = now.find(name);
-            let same = means.len() == meant.len()
-                && means
-                    .iter()
-                    .zip(meant.iter())
-                    .all(|(a, b)| Arc::ptr_eq(a, b));
-            if same {
-                continue;
-            }
-            let gone = meant.iter().filter(|old| now.get(&old.name).is_none());
-            draft.removed.extend(gone.map(|old| old.name.to_string()));
-            draft.answer(name, &means);
-            *meant = means;
-        }
-    }
-}
-
-/// A response being put together: each resource once, with every name it was asked by.
-#[derive(Default)]
-struct Draft {
-    /// Those that changed, each once.
-    pushed: Vec<Arc<Entry>>,
-    /// Those that were asked for, whether they changed or not.
-    answered: BTreeMap<Arc<str>, (Arc<Entry>, BTreeSet<String>)>,
-    removed: BTreeSet<String>,
-}
-
-impl Draft {
-    fn push(&mut self, entry: &Arc<Entry>) {
-        self.pushed.push(entry.clone());
-    }
-
-    /// The negative answer is the key itself among the removed.
-    fn answer(&mut self, key: &str, means: &[Arc<Entry>]) {
-        if means.is_empty() {
-            self.removed.insert(key.to_owned());
-        }
-        for entry in means {
-            let (_, aliases) = (self.answered.entry(entry.name.clone()))
-                .or_insert_with(|| (entry.clone(), BTreeSet::new()));
-            aliases.extend((*key != *entry.name).then(|| key.to_owned()));
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.pushed.is_empty() && self.answered.is_empty() && self.removed.is_empty()
-    }
-
-    fn finish(mut self, number: u64) -> Push {
-        let named = |(entry, aliases): (Arc<Entry>, BTreeSet<String>)| Named {
-            entry,
-            aliases: aliases.into_iter().collect(),
-        };
-        // Pushed and asked for are of the same snapshot.
-        let pushed = self.pushed.into_iter().map(|entry| {
-            let answered = self.answered.remove(&entry.name);
-            named(answered.unwrap_or_else(|| (entry, BTreeSet::new())))
-        });
-        let mut resources: Vec<Named> = pushed.collect();
-        resources.extend(self.answered.into_values().map(named));
-        Push {
-            number,
-            resources,
-            removed: self.removed.into_iter().collect(),
-        }
     }
 }

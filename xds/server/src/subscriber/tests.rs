@@ -4,7 +4,9 @@
 use super::*;
 use crate::{Publisher, Snapshot};
 use podveil_identity::WorkloadIdentity;
-use podveil_model::{Epoch, Health, Mode, Stage, Workload};
+use podveil_model::{
+    Balancing, EndpointPorts, Epoch, Health, Mode, Service, ServiceKey, Stage, Workload,
+};
 use podveil_policy::{Action, Policy, PolicyKey, Scope};
 use podveil_proto::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 use podveil_proto::google::rpc;
@@ -393,6 +395,277 @@ fn on_demand_an_address_is_answered_by_name_and_alias_or_by_its_absence() {
     pair.publisher
         .publish(snapshot([workload("w2", "10.0.0.1")]));
     assert_eq!(pair.poll(), None);
+}
+
+/// On demand, as one that begins with nothing.
+fn on_demand(snapshot: Snapshot) -> Pair {
+    let mut pair = Pair::new(snapshot);
+    pair.ask(DeltaDiscoveryRequest {
+        resource_names_subscribe: vec!["*".into()],
+        resource_names_unsubscribe: vec!["*".into()],
+        ..addresses()
+    });
+    let first = pair.poll().unwrap();
+    pair.acknowledge(&first);
+    pair
+}
+
+/// `<name> <aliases>` of each resource of a response that is then acknowledged, and what is removed by it, after `-`.
+fn next(pair: &mut Pair) -> Vec<String> {
+    let Some(response) = pair.poll() else {
+        return Vec::new();
+    };
+    pair.acknowledge(&response);
+    let told = response.resources.iter().map(|one| {
+        [std::slice::from_ref(&one.name), &one.aliases[..]]
+            .concat()
+            .join(" ")
+    });
+    let removed = response
+        .removed_resources
+        .iter()
+        .map(|one| format!("-{one}"));
+    told.chain(removed).collect()
+}
+
+fn service(name: &str, ip: &str, node_port: Option<u16>) -> Arc<Service> {
+    Arc::new(Service {
+        key: key(name),
+        name: name.into(),
+        addresses: vec![ip.parse().unwrap()],
+        ports: Vec::new(),
+        publish_not_ready: false,
+        balancing: Balancing::default(),
+        node_ports: node_port.map(|port| (port, 80)).into_iter().collect(),
+    })
+}
+
+fn key(name: &str) -> ServiceKey {
+    ServiceKey {
+        namespace: "shop".parse().unwrap(),
+        hostname: name.into(),
+    }
+}
+
+fn behind(uid: &str, ip: &str, services: &[&str]) -> Workload {
+    let services = services
+        .iter()
+        .map(|name| (key(name), EndpointPorts::new()));
+    Workload {
+        services: Arc::new(services.collect()),
+        ..workload(uid, ip)
+    }
+}
+
+fn web(services: Vec<Arc<Service>>, workloads: impl IntoIterator<Item = Workload>) -> Snapshot {
+    Snapshot {
+        services,
+        ..snapshot(workloads)
+    }
+}
+
+#[test]
+fn on_demand_a_service_is_answered_with_its_endpoints_and_followed_with_them() {
+    let web_service = || service("web", "10.96.0.1", Some(30080));
+    let (w1, w2) = (
+        behind("w1", "10.0.0.1", &["web"]),
+        behind("w2", "10.0.0.2", &["web"]),
+    );
+    let other = workload("w3", "10.0.0.3");
+    let all = |w1: &Workload, w2: &Workload| {
+        web(vec![web_service()], [w1.clone(), w2.clone(), other.clone()])
+    };
+    let mut pair = on_demand(all(&w1, &w2));
+    pair.ask(subscribe(&["/10.96.0.1"]));
+    let answer = next(&mut pair);
+    assert_eq!(
+        answer,
+        ["shop/web /10.96.0.1", "w1 /10.96.0.1", "w2 /10.96.0.1"]
+    );
+
+    // By another name: whoever is meant by both is told with both.
+    pair.ask(subscribe(&["podveil.io/node-port/30080", "/10.0.0.1"]));
+    let (address, port) = ("/10.96.0.1", "podveil.io/node-port/30080");
+    assert_eq!(
+        next(&mut pair),
+        [
+            format!("shop/web {address} {port}"),
+            format!("w1 /10.0.0.1 {address} {port}"),
+            format!("w2 {address} {port}"),
+        ]
+    );
+
+    // One changes, one leaves the service though it goes on, and one that nobody asked for changes.
+    let unready = Workload {
+        health: Health::Unhealthy,
+        ..w2.clone()
+    };
+    pair.publisher.publish(all(&w1, &unready));
+    assert_eq!(next(&mut pair), [format!("w2 {address} {port}")]);
+    let left = behind("w2", "10.0.0.2", &[]);
+    pair.publisher.publish(all(&w1, &left));
+    assert_eq!(next(&mut pair), ["w2"], "nothing means it any more");
+    let left = Workload {
+        health: Health::Unhealthy,
+        ..left
+    };
+    pair.publisher.publish(all(&w1, &left));
+    assert_eq!(next(&mut pair), Vec::<String>::new());
+
+    // A new endpoint, and the end of one.
+    let w4 = behind("w4", "10.0.0.4", &["web"]);
+    let now = web(vec![web_service()], [left.clone(), w4.clone()]);
+    pair.publisher.publish(now);
+    assert_eq!(
+        next(&mut pair),
+        [
+            format!("w4 {address} {port}"),
+            "-/10.0.0.1".into(),
+            "-w1".into()
+        ]
+    );
+
+    // The service is given up, by both its names.
+    pair.ask(DeltaDiscoveryRequest {
+        resource_names_unsubscribe: vec![address.into(), port.into()],
+        ..addresses()
+    });
+    pair.publisher.publish(web(Vec::new(), [left]));
+    assert_eq!(next(&mut pair), Vec::<String>::new());
+}
+
+#[test]
+fn on_demand_a_name_that_a_service_takes_over_means_its_endpoints_too() {
+    let w1 = behind("w1", "10.0.0.1", &["web"]);
+    let mut pair = on_demand(web(vec![service("web", "10.96.0.1", None)], [w1.clone()]));
+    pair.ask(subscribe(&["/10.96.0.2"]));
+    assert_eq!(next(&mut pair), ["-/10.96.0.2"]);
+    pair.publisher
+        .publish(web(vec![service("web", "10.96.0.2", None)], [w1.clone()]));
+    let told = ["shop/web /10.96.0.2", "w1 /10.96.0.2"];
+    assert_eq!(next(&mut pair), told);
+    // And loses again.
+    pair.publisher
+        .publish(web(vec![service("web", "10.96.0.3", None)], [w1.clone()]));
+    assert_eq!(next(&mut pair), ["shop/web", "-/10.96.0.2"]);
+    // And the service itself, with its endpoints, by its name.
+    pair.ask(subscribe(&["shop/web"]));
+    assert_eq!(next(&mut pair), ["shop/web", "w1 shop/web"]);
+    pair.publisher
+        .publish(web(Vec::new(), [behind("w1", "10.0.0.1", &[])]));
+    assert_eq!(next(&mut pair), ["-shop/web"]);
+}
+
+#[test]
+fn on_demand_whoever_owns_the_address_of_an_endpoint_without_a_pod_is_told_with_it() {
+    let endpoint = Workload {
+        host_network: true,
+        ..behind("endpoint", "10.0.0.1", &["web"])
+    };
+    let services = || vec![service("web", "10.96.0.1", None)];
+    let mut pair = on_demand(web(services(), [endpoint.clone()]));
+    pair.ask(subscribe(&["/10.96.0.1"]));
+    assert_eq!(
+        next(&mut pair),
+        ["endpoint /10.96.0.1", "shop/web /10.96.0.1"]
+    );
+    let owner = workload("owner", "10.0.0.1");
+    pair.publisher
+        .publish(web(services(), [endpoint.clone(), owner.clone()]));
+    assert_eq!(next(&mut pair), ["owner /10.96.0.1"]);
+    let moved = Workload {
+        addresses: vec!["10.0.0.2".parse().unwrap()],
+        ..endpoint
+    };
+    pair.publisher.publish(web(
+        services(),
+        [moved, owner, workload("next", "10.0.0.2")],
+    ));
+    assert_eq!(next(&mut pair), ["endpoint /10.96.0.1", "next /10.96.0.1"]);
+}
+
+#[test]
+fn on_demand_a_nodes_workloads_and_a_host_port_are_found() {
+    let placed = |uid: &str, node: &str| Workload {
+        node: node.parse().unwrap(),
+        host_ports: [(8443, 443)].into(),
+        ..workload(uid, "10.0.0.1")
+    };
+    let mut pair = on_demand(snapshot([placed("here", "n1"), placed("there", "n2")]));
+    pair.ask(subscribe(&[
+        "podveil.io/node/n1",
+        "podveil.io/host-port/n2/8443",
+    ]));
+    assert_eq!(
+        next(&mut pair),
+        [
+            "here podveil.io/node/n1",
+            "there podveil.io/host-port/n2/8443"
+        ]
+    );
+    pair.publisher.publish(snapshot([placed("there", "n1")]));
+    assert_eq!(
+        next(&mut pair),
+        [
+            "there podveil.io/node/n1",
+            "-here",
+            "-podveil.io/host-port/n2/8443"
+        ]
+    );
+}
+
+#[test]
+fn on_demand_one_that_comes_again_is_told_what_differs() {
+    let services = || vec![service("web", "10.96.0.1", None)];
+    let [w1, w2] = ["w1", "w2"].map(|uid| behind(uid, "10.0.0.1", &["web"]));
+    let mut pair = on_demand(web(services(), [w1.clone(), w2.clone()]));
+    pair.ask(subscribe(&["/10.96.0.1", "/10.0.0.9"]));
+    let answer = pair.poll().unwrap();
+    let held: BTreeMap<String, String> = (answer.resources.iter())
+        .map(|one| (one.name.clone(), one.version.clone()))
+        .collect();
+    let come_again = |pair: &mut Pair, questions: &[(&str, &str)]| {
+        pair.subscriber = Subscriber::new(1);
+        let questions = questions
+            .iter()
+            .map(|(name, answer)| ((*name).to_owned(), (*answer).to_owned()));
+        pair.ask(DeltaDiscoveryRequest {
+            resource_names_subscribe: vec!["*".into()],
+            resource_names_unsubscribe: vec!["*".into()],
+            initial_resource_versions: held.clone().into_iter().chain(questions).collect(),
+            ..addresses()
+        });
+        next(pair)
+    };
+    let asked = [("/10.96.0.1", "+"), ("/10.0.0.9", "-")];
+    assert_eq!(come_again(&mut pair, &asked), Vec::<String>::new());
+    // It is followed as before.
+    let unready = Workload {
+        health: Health::Unhealthy,
+        ..w2.clone()
+    };
+    pair.publisher
+        .publish(web(services(), [w1.clone(), unready.clone()]));
+    assert_eq!(next(&mut pair), ["w2 /10.96.0.1 shop/web"]);
+
+    // Meanwhile one has changed, one is gone, and there is one where nobody was.
+    pair.publisher
+        .publish(web(services(), [unready, workload("w9", "10.0.0.9")]));
+    assert_eq!(
+        come_again(&mut pair, &asked),
+        ["w2 /10.96.0.1 shop/web", "w9 /10.0.0.9", "-w1"]
+    );
+    // A question without an answer is answered, whatever is held.
+    pair.publisher.publish(web(services(), [w1, w2]));
+    assert_eq!(
+        come_again(&mut pair, &[("/10.96.0.1", ""), ("/10.0.0.9", "+")]),
+        [
+            "shop/web /10.96.0.1",
+            "w1 /10.96.0.1 shop/web",
+            "w2 /10.96.0.1 shop/web",
+            "-/10.0.0.9"
+        ]
+    );
 }
 
 #[test]

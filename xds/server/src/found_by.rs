@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+//! By what a resource is asked for, and what is meant by what is asked for.
+
+use crate::published::{Entry, Set, Source};
+use podveil_identity::KubernetesName;
+use podveil_model::{Lookup, Workload};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// The entries of one set by each lookup but their names.
+#[derive(Debug, Default)]
+pub(crate) struct FoundBy {
+    /// More than one while a replaced pod still terminates.
+    addresses: HashMap<IpAddr, Vec<Arc<Entry>>>,
+    nodes: HashMap<KubernetesName, Vec<Arc<Entry>>>,
+    node_ports: HashMap<u16, Vec<Arc<Entry>>>,
+    host_ports: HashMap<(KubernetesName, u16), Vec<Arc<Entry>>>,
+    /// By the name of the service that they are behind.
+    endpoints: HashMap<String, Vec<Arc<Entry>>>,
+    /// Names of services with an endpoint that has this address and does not own it: whoever owns it is reached by them.
+    borrowed: HashMap<IpAddr, BTreeSet<String>>,
+}
+
+impl FoundBy {
+    pub(crate) fn new(entries: &[Arc<Entry>]) -> Self {
+        let mut found_by = Self::default();
+        for entry in entries {
+            match &entry.source {
+                Source::Mesh(_) | Source::Policy(_) => {}
+                Source::Service(service) => {
+                    for ip in &service.addresses {
+                        found_by
+                            .addresses
+                            .entry(*ip)
+                            .or_default()
+                            .push(entry.clone());
+                    }
+                    for port in service.node_ports.keys() {
+                        found_by
+                            .node_ports
+                            .entry(*port)
+                            .or_default()
+                            .push(entry.clone());
+                    }
+                }
+                Source::Workload(workload) => found_by.add(entry, workload),
+            }
+        }
+        found_by
+    }
+
+    fn add(&mut self, entry: &Arc<Entry>, workload: &Workload) {
+        let services = || workload.services.keys().map(ToString::to_string);
+        for ip in &workload.addresses {
+            if workload.host_network {
+                self.borrowed.entry(*ip).or_default().extend(services());
+            } else {
+                self.addresses.entry(*ip).or_default().push(entry.clone());
+            }
+        }
+        for service in services() {
+            self.endpoints
+                .entry(service)
+                .or_default()
+                .push(entry.clone());
+        }
+        let node = &workload.node;
+        self.nodes
+            .entry(node.clone())
+            .or_default()
+            .push(entry.clone());
+        for port in workload.host_ports.keys() {
+            let place = (node.clone(), *port);
+            self.host_ports
+                .entry(place)
+                .or_default()
+                .push(entry.clone());
+        }
+    }
+}
+
+impl Set {
+    /// Whoever is meant by a name or another lookup.
+    pub(crate) fn find(&self, name: &str) -> Vec<Arc<Entry>> {
+        if let Some(entry) = self.get(name) {
+            return vec![entry.clone()];
+        }
+        let Some(lookup) = Lookup::parse(name) else {
+            return Vec::new();
+        };
+        let found_by = self.found_by();
+        let found = match &lookup {
+            Lookup::Address(ip) => found_by.addresses.get(ip),
+            Lookup::Node(node) => found_by.nodes.get(node),
+            Lookup::NodePort(port) => found_by.node_ports.get(port),
+            Lookup::HostPort(node, port) => found_by.host_ports.get(&(node.clone(), *port)),
+            Lookup::Service(_) | Lookup::Workload(_) => None,
+        };
+        found.cloned().unwrap_or_default()
+    }
+
+    /// The same, and all that is reached through the services among them: what one who takes nothing else must know. Each
+    /// once.
+    pub(crate) fn find_whole(&self, name: &str) -> BTreeMap<Arc<str>, Arc<Entry>> {
+        let mut whole = BTreeMap::new();
+        for entry in self.find(name) {
+            for behind in self.behind(&entry) {
+                whole.insert(behind.name.clone(), behind.clone());
+            }
+            whole.insert(entry.name.clone(), entry);
+        }
+        whole
+    }
+
+    fn behind(&self, entry: &Entry) -> impl Iterator<Item = &Arc<Entry>> {
+        let service = matches!(entry.source, Source::Service(_)).then(|| self.found_by());
+        let endpoints = service.and_then(|found_by| found_by.endpoints.get(&*entry.name));
+        let endpoints = || endpoints.into_iter().flatten();
+        endpoints().chain(endpoints().flat_map(|endpoint| self.owners(endpoint)))
+    }
+
+    /// Whoever owns the addresses that an endpoint has and does not own.
+    pub(crate) fn owners(&self, entry: &Entry) -> impl Iterator<Item = &Arc<Entry>> {
+        let borrowed = match &entry.source {
+            Source::Workload(workload)
+                if workload.host_network && !workload.services.is_empty() =>
+            {
+                &workload.addresses[..]
+            }
+            _ => &[],
+        };
+        borrowed
+            .iter()
+            .filter_map(|ip| self.found_by().addresses.get(ip))
+            .flatten()
+    }
+
+    /// All names by which a resource may have been asked for, its own included.
+    pub(crate) fn names_of(&self, name: &str, source: &Source) -> BTreeSet<String> {
+        let mut names = source.own_names(name);
+        if let Source::Workload(workload) = source {
+            let mut services: BTreeSet<String> =
+                workload.services.keys().map(ToString::to_string).collect();
+            if !workload.host_network {
+                let borrowed = &self.found_by().borrowed;
+                let borrowing = workload.addresses.iter().filter_map(|ip| borrowed.get(ip));
+                services.extend(borrowing.flatten().cloned());
+            }
+            for service in services {
+                if let Some(service) = self.get(&service) {
+                    names.extend(service.source.own_names(&service.name));
+                }
+            }
+        }
+        names
+    }
+}
+
+impl Source {
+    /// The names by which it is found itself, not through a service.
+    pub(crate) fn own_names(&self, name: &str) -> BTreeSet<String> {
+        let mut names = BTreeSet::from([name.to_owned()]);
+        let mut add = |lookup: Lookup| names.insert(lookup.to_string());
+        match self {
+            Self::Mesh(_) | Self::Policy(_) => {}
+            Self::Service(service) => {
+                for ip in &service.addresses {
+                    add(Lookup::Address(*ip));
+                }
+                for port in service.node_ports.keys() {
+                    add(Lookup::NodePort(*port));
+                }
+            }
+            Self::Workload(workload) => {
+                // A host-network pod's address is its node's.
+                for ip in workload.addresses.iter().filter(|_| !workload.host_network) {
+                    add(Lookup::Address(*ip));
+                }
+                add(Lookup::Node(workload.node.clone()));
+                for port in workload.host_ports.keys() {
+                    add(Lookup::HostPort(workload.node.clone(), *port));
+                }
+            }
+        }
+        names
+    }
+
+    /// Is it found by the same lookups as `other`?
+    pub(crate) fn is_found_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Service(one), Self::Service(other)) => {
+                one.addresses == other.addresses && one.node_ports == other.node_ports
+            }
+            (Self::Workload(one), Self::Workload(other)) => {
+                one.addresses == other.addresses
+                    && one.host_network == other.host_network
+                    && one.node == other.node
+                    && one.host_ports == other.host_ports
+                    && (Arc::ptr_eq(&one.services, &other.services)
+                        || one.services.keys().eq(other.services.keys()))
+            }
+            (Self::Mesh(_), Self::Mesh(_)) | (Self::Policy(_), Self::Policy(_)) => true,
+            _ => false,
+        }
+    }
+}
