@@ -56,8 +56,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     let source = source(&cluster, &programs, &arguments.source).await?;
     progress.say(&format!("asking node {}", source.node));
     let pod = node_program(&cluster, &programs, &source.node)?;
-    let view = view(&cluster, &pod.name).await?;
-    let page: ProxyPage = cluster.get_json(&pod.name, ADMIN_PORT, "/status").await?;
+    let (page, view) = known(&cluster, &programs, &pod.name).await?;
     let destination = OriginalDst(arguments.destination.resolve(&view, &source.namespace)?);
 
     let uid = Uid::from(source.uid.as_str());
@@ -77,7 +76,7 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         progress.say(&format!("asking node {node}"));
         // A node that cannot be asked is told of in the answer.
         if let Some(pod) = programs.on_node(&node)
-            && let Ok(view) = self::view(&cluster, &pod.name).await
+            && let Ok((_, view)) = known(&cluster, &programs, &pod.name).await
         {
             others.insert(node, view);
         }
@@ -106,6 +105,18 @@ async fn source(
     })?)
 }
 
-async fn view(cluster: &Cluster, pod: &str) -> anyhow::Result<View> {
-    known::view(&cluster.get(pod, ADMIN_PORT, "/resources").await?)
+/// What a node says of itself, and all that it knows; where it holds a part of the cluster, what it would be told.
+async fn known(
+    cluster: &Cluster,
+    programs: &Programs,
+    pod: &str,
+) -> anyhow::Result<(ProxyPage, View)> {
+    let page: ProxyPage = cluster.get_json(pod, ADMIN_PORT, "/status").await?;
+    let resources = match page.podveil.on_demand {
+        None => cluster.get(pod, ADMIN_PORT, "/resources").await?,
+        Some(_) => installation::controllers_page(cluster, programs, "/resources")
+            .await
+            .map_err(|why| Failure::new(why, "`podveilctl check`"))?,
+    };
+    Ok((page, known::view(&resources)?))
 }

@@ -58,6 +58,14 @@ impl Answer {
             body: body.into(),
         }
     }
+
+    pub fn protobuf(body: impl Into<Bytes>) -> Self {
+        Self {
+            status: StatusCode::OK,
+            content_type: "application/x-protobuf",
+            body: body.into(),
+        }
+    }
 }
 
 /// Paths and what answers them. Handlers must be quick: they run on the runtime's threads.

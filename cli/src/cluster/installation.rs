@@ -6,6 +6,7 @@ use super::pages::{ControllerPage, ProxyPage, RedirectPage};
 use super::{ADMIN_PORT, Cluster, Program, ProgramPod, Programs, REDIRECT_ADMIN_PORT};
 use crate::ca::CaStatus;
 use crate::output::Progress;
+use bytes::Bytes;
 use futures::StreamExt;
 use std::collections::BTreeMap;
 
@@ -51,12 +52,22 @@ pub async fn look(cluster: &Cluster, progress: &mut Progress) -> anyhow::Result<
 
 /// The first replica that answers: all have the same state.
 pub async fn controller(cluster: &Cluster, programs: &Programs) -> Answered<ControllerPage> {
+    let body = controllers_page(cluster, programs, "/status").await?;
+    serde_json::from_slice(&body).map_err(|error| format!("the controller's status: {error}"))
+}
+
+/// A page of the first replica that answers.
+pub async fn controllers_page(
+    cluster: &Cluster,
+    programs: &Programs,
+    path: &str,
+) -> Answered<Bytes> {
     let mut last = format!(
         "no pod of podveil-controller runs in namespace {}",
         cluster.namespace
     );
     for pod in programs.controllers() {
-        match cluster.get_json(&pod.name, ADMIN_PORT, "/status").await {
+        match cluster.get(&pod.name, ADMIN_PORT, path).await {
             Ok(page) => return Ok(page),
             Err(error) => last = format!("{error:#}"),
         }

@@ -189,6 +189,15 @@ pub struct ProxyFacts {
     pub bundle: Bundle,
     /// What it is not ready for, one sentence each.
     pub waiting_for: Vec<String>,
+    /// It holds a part of the cluster.
+    pub on_demand: Option<OnDemand>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct OnDemand {
+    /// What it has asked for and keeps up to date.
+    pub lookups: u64,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -15,7 +15,7 @@ use podveil_kube::kube::Client;
 use podveil_kube::{ClientError, Election};
 use podveil_program::http::{self, Answer, Routes};
 use podveil_source::{LoadError, SourceConfig};
-use podveil_xds_server::{Caller, DiscoveryService, Publisher};
+use podveil_xds_server::{Caller, DiscoveryService, Publisher, delimited};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -257,10 +257,16 @@ impl Controller {
         });
 
         let source = source.status.clone();
-        let admin = Routes::default().get("/status", move || {
-            let source = source.borrow().clone();
-            Answer::json(status::json(index.status(), &source, publisher.version()))
-        });
+        let published = publisher.clone();
+        let admin = Routes::default()
+            .get("/status", move || {
+                let source = source.borrow().clone();
+                Answer::json(status::json(index.status(), &source, publisher.version()))
+            })
+            // What a node that holds a part would be told.
+            .get("/resources", move || {
+                Answer::protobuf(delimited(published.responses()))
+            });
 
         for (what, address, routes) in [
             ("administration", &mut self.admin_address, admin),

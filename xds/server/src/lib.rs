@@ -25,6 +25,7 @@ mod subscriber;
 mod version;
 
 pub use publisher::Publisher;
+pub use resources::delimited;
 pub use service::{Caller, DiscoveryService};
 pub use snapshot::Snapshot;
 pub use version::{Version, VersionError};

@@ -1,20 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `/resources`: the whole view as the responses of a control plane would bring it, each with its length before it, so
-//! that whoever asks reads it with the parser that this proxy uses itself.
+//! `/resources`: the whole view as the responses of a control plane would bring it.
 
-use http::StatusCode;
 use podveil_program::http::Answer;
 use podveil_proto::type_url;
 use podveil_state::View;
-use podveil_xds_server::Snapshot;
-use prost::Message;
+use podveil_xds_server::{Snapshot, delimited};
 
 pub(super) fn answer(view: &View) -> Answer {
-    Answer {
-        status: StatusCode::OK,
-        content_type: "application/x-protobuf",
-        body: encode(view).into(),
-    }
+    Answer::protobuf(encode(view))
 }
 
 /// Before the first full state of addresses there is no response of that type: nothing is known, not "nobody is there".
@@ -28,10 +21,9 @@ fn encode(view: &View) -> Vec<u8> {
         mesh: view.mesh().cloned(),
     };
     let responses = snapshot.into_responses().into_iter();
-    responses
-        .filter(|response| view.is_synced() || response.type_url != type_url::ADDRESS)
-        .flat_map(|response| response.encode_length_delimited_to_vec())
-        .collect()
+    delimited(
+        responses.filter(|response| view.is_synced() || response.type_url != type_url::ADDRESS),
+    )
 }
 
 #[cfg(test)]
@@ -39,6 +31,7 @@ mod tests {
     use super::*;
     use podveil_proto::envoy::service::discovery::v3::DeltaDiscoveryResponse;
     use podveil_testing::{mesh, policy, service, workload};
+    use prost::Message;
 
     /// The names in what is encoded, each behind the last word of its type.
     fn told(view: &View) -> Vec<String> {
