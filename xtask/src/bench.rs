@@ -9,6 +9,7 @@ mod capture;
 mod cost;
 mod enrolment;
 mod load;
+mod on_demand;
 mod scale;
 
 use crate::{target, workspace};
@@ -43,6 +44,8 @@ enum Other {
     Capture(capture::Arguments),
     /// On real Kubernetes: from a new pod's address being known to its first encrypted connection.
     Enrolment(enrolment::Arguments),
+    /// What a node that holds a part of a large cluster needs, beside one that holds everything. Needs root.
+    OnDemand(on_demand::Arguments),
     /// A large cluster: the controller and a node program on a real API server, 1,000 nodes connected. Needs root and Go.
     Scale(scale::Arguments),
 }
@@ -60,22 +63,11 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     match &arguments.other {
         Some(Other::Capture(arguments)) => return capture::run(arguments),
         Some(Other::Enrolment(arguments)) => return enrolment::run(arguments),
+        Some(Other::OnDemand(arguments)) => return on_demand::run(arguments),
         Some(Other::Scale(arguments)) => return scale::run(arguments),
         None => {}
     }
-    let status = Command::new(env!("CARGO"))
-        .current_dir(workspace())
-        .args([
-            "build",
-            "--release",
-            "--workspace",
-            "--bins",
-            "--exclude",
-            "xtask",
-        ])
-        .status()?;
-    ensure!(status.success(), "the release build failed");
-    let world = world()?;
+    let world = world(release()?)?;
     let paths = paths(&world)?;
     let proxies: Vec<u32> = world.nodes.iter().map(|node| node.proxy.pid()).collect();
     let _servers = ["far", "plain-far"]
@@ -107,11 +99,25 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn world() -> anyhow::Result<World> {
-    let mut world = World::new(
-        Binaries::in_folder(target()?.join("release"))?,
-        NodeSettings::default(),
-    )?;
+/// Builds the programs as they are shipped.
+fn release() -> anyhow::Result<Binaries> {
+    let status = Command::new(env!("CARGO"))
+        .current_dir(workspace())
+        .args([
+            "build",
+            "--release",
+            "--workspace",
+            "--bins",
+            "--exclude",
+            "xtask",
+        ])
+        .status()?;
+    ensure!(status.success(), "the release build failed");
+    Binaries::in_folder(target()?.join("release"))
+}
+
+fn world(binaries: Binaries) -> anyhow::Result<World> {
+    let mut world = World::new(binaries, NodeSettings::default())?;
     world
         .cluster
         .add_namespace("shop", true)

@@ -76,6 +76,18 @@ fn privileged(filter: Option<&str>, everything: bool) -> anyhow::Result<()> {
         filter,
         &test_arguments,
     )?;
+    if everything {
+        // Whatever holds between the programs holds where nodes hold a part of the cluster.
+        let again = [
+            "test",
+            "--package",
+            "podveil-interop-tests",
+            "--test",
+            "netns",
+        ];
+        let ignored = ["--ignored", "--test-threads=1"];
+        cargo_with(&[("PODVEIL_ON_DEMAND", "true")], &again, filter, &ignored)?;
+    }
     let after = things()?;
     let left: Vec<&String> = after.iter().filter(|name| !before.contains(name)).collect();
     ensure!(left.is_empty(), "tests left something behind: {left:?}");
@@ -108,9 +120,19 @@ fn things() -> anyhow::Result<Vec<String>> {
 }
 
 fn cargo(arguments: &[&str], filter: Option<&str>, test_arguments: &[&str]) -> anyhow::Result<()> {
+    cargo_with(&[], arguments, filter, test_arguments)
+}
+
+fn cargo_with(
+    environment: &[(&str, &str)],
+    arguments: &[&str],
+    filter: Option<&str>,
+    test_arguments: &[&str],
+) -> anyhow::Result<()> {
     let mut command = Command::new(env!("CARGO"));
     command
         .current_dir(workspace())
+        .envs(environment.iter().copied())
         .args(arguments)
         .args(filter);
     if !test_arguments.is_empty() {

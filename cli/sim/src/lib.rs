@@ -28,7 +28,7 @@ mod world;
 
 pub use capture::{Capture, Captured};
 pub use client::{http_get, in_netns};
-pub use cluster::{ClusterFile, Namespace, Service, ServicePort, WorkloadEntry};
+pub use cluster::{ClusterFile, Named, Namespace, Service, ServicePort, WorkloadEntry};
 pub use command::{missing_tools, run};
 pub use process::Process;
 pub use programs::{Binaries, ControlPlane, NodePrograms, NodeSettings, admin_socket};

@@ -172,17 +172,13 @@ impl World {
         page(&self.topology.control_plane.0, 15300, "/status")
     }
 
-    /// All that the `proxy` module of a node (1 or 2) holds.
+    /// A page of the `proxy` module of a node (1 or 2): `/status`, or `/config_dump`, which has all that it holds.
     ///
     /// # Errors
     /// If it does not answer.
-    pub fn proxy_dump(&self, node: usize) -> anyhow::Result<serde_json::Value> {
+    pub fn proxy_page(&self, node: usize, path: &str) -> anyhow::Result<serde_json::Value> {
         let node = self.topology.nodes.get(node - 1);
-        page(
-            &node.context("nodes are 1 and 2")?.namespace,
-            15000,
-            "/config_dump",
-        )
+        page(&node.context("nodes are 1 and 2")?.namespace, 15000, path)
     }
 
     /// What the `redirect` module of a node (1 or 2) says.

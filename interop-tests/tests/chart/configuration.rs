@@ -95,7 +95,10 @@ fn values_arrive_in_the_programs() -> anyhow::Result<()> {
         "node": {
             "terminationGracePeriodSeconds": 65,
             "cgroup": "mine-$(NODE_NAME)",
-            "proxy": { "holdBound": "3s", "maxConnectionsPerPod": 1_000_000, "workerThreads": 3 },
+            "proxy": {
+                "holdBound": "3s", "maxConnectionsPerPod": 1_000_000, "workerThreads": 3,
+                "onDemand": true, "forgetAfter": "2h",
+            },
             "redirect": { "releaseBound": "1m" },
         },
     });
@@ -107,6 +110,7 @@ fn values_arrive_in_the_programs() -> anyhow::Result<()> {
     ensure!(proxy.proxy.max_connections_per_pod == 1_000_000);
     ensure!(proxy.proxy.drain_bound.0 == Duration::from_secs(60));
     ensure!(proxy.worker_threads == Some(3));
+    ensure!(proxy.proxy.on_demand && proxy.proxy.forget_after.0 == Duration::from_secs(7200));
     let redirect = files.node("node-redirect.yaml")?;
     ensure!(redirect.redirect.release_bound.0 == Duration::from_secs(60));
     ensure!(redirect.redirect.drain_bound.0 == Duration::from_secs(62));

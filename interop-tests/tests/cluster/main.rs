@@ -88,25 +88,30 @@ fn all_hold(failed: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The journey of `make test` is by the back end that is chosen where nothing is set.
+/// The journey of `make test` is with what is chosen where nothing is set.
 #[test]
 #[ignore = "all"]
 fn the_journey_by_nftables() -> anyhow::Result<()> {
-    journey_by("nftables")
+    journey_with("--set=node.redirect.backEnd=nftables")
 }
 
 #[test]
 #[ignore = "all"]
 fn the_journey_by_iptables() -> anyhow::Result<()> {
-    journey_by("iptables")
+    journey_with("--set=node.redirect.backEnd=iptables")
 }
 
-fn journey_by(back_end: &str) -> anyhow::Result<()> {
+#[test]
+#[ignore = "all"]
+fn the_journey_on_demand() -> anyhow::Result<()> {
+    journey_with("--set=node.proxy.onDemand=true")
+}
+
+fn journey_with(value: &str) -> anyhow::Result<()> {
     let checkout = checkout_of_test()?;
     let cluster = Cluster::up(&checkout.podveilctl)?;
     let mut failed = Vec::new();
-    let value = format!("--set=node.redirect.backEnd={back_end}");
-    journey::walk(&cluster, &checkout, &[&value], &mut |promise, outcome| {
+    journey::walk(&cluster, &checkout, &[value], &mut |promise, outcome| {
         said(&mut failed, promise, outcome);
         Ok(())
     })?;

@@ -39,7 +39,7 @@ fn shop(settings: [NodeSettings; 2]) -> anyhow::Result<Mesh> {
 /// Waits until the proxy of node 1 holds these pods and no others.
 fn holds(mesh: &Mesh, names: &[&str]) -> anyhow::Result<()> {
     eventually(SETTLE * 2, "the node holds what it needs", || {
-        let dump = mesh.proxy_dump(1)?;
+        let dump = mesh.proxy_page(1, "/config_dump")?;
         let workloads = dump["workloads"].as_array().context("no workloads")?;
         let mut held: Vec<&str> = (workloads.iter())
             .filter_map(|workload| workload["name"].as_str())

@@ -57,6 +57,14 @@ fn open(path: &Path, purpose: u8) -> anyhow::Result<TcpStream> {
     Ok(stream)
 }
 
+/// From a connection's opening to the first byte of its answer.
+pub fn first_answer(path: &Path) -> anyhow::Result<Duration> {
+    let began = Instant::now();
+    let mut connection = open(path, ECHO)?;
+    connection.read_exact(&mut [0])?;
+    Ok(began.elapsed())
+}
+
 /// Bytes that `streams` connections received together.
 pub fn stream(path: &Path, streams: usize, duration: Duration) -> anyhow::Result<u64> {
     let connections: Vec<TcpStream> = (0..streams)
