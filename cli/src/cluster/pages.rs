@@ -42,7 +42,8 @@ pub struct ControllerModule {
     pub connected: bool,
     pub silent: bool,
     pub heard_seconds_ago: u64,
-    pub applied_version: String,
+    /// It lacks nothing that anybody waits for.
+    pub current: bool,
     pub bundle_sequence: u64,
     pub certificate_generation: u64,
 }

@@ -63,7 +63,7 @@ pub struct Node {
 pub struct Module {
     pub state: ModuleState,
     pub heard_seconds_ago: u64,
-    /// The newest configuration is in use.
+    /// It lacks nothing that anybody waits for.
     pub current: bool,
     pub bundle_sequence: u64,
     pub certificate_generation: u64,
@@ -243,9 +243,7 @@ fn node(name: &str, installation: &Installation, controller: &ControllerPage) ->
             .unwrap_or_default()
             .iter()
             .find(|one| one.module == which);
-        module.map_or_else(Module::default, |one| {
-            self::module(one, &controller.version)
-        })
+        module.map_or_else(Module::default, self::module)
     };
     let page = installation
         .proxies
@@ -275,7 +273,7 @@ fn node(name: &str, installation: &Installation, controller: &ControllerPage) ->
     }
 }
 
-fn module(module: &ControllerModule, newest: &str) -> Module {
+fn module(module: &ControllerModule) -> Module {
     Module {
         state: match (module.connected, module.silent) {
             (_, true) => ModuleState::Silent,
@@ -283,7 +281,7 @@ fn module(module: &ControllerModule, newest: &str) -> Module {
             (false, false) => ModuleState::Disconnected,
         },
         heard_seconds_ago: module.heard_seconds_ago,
-        current: module.applied_version == newest,
+        current: module.current,
         bundle_sequence: module.bundle_sequence,
         certificate_generation: module.certificate_generation,
     }

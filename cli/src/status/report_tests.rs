@@ -10,9 +10,9 @@ fn noon() -> SystemTime {
 }
 
 fn controller() -> ControllerPage {
-    let module = |name: &str, silent: bool, applied: &str| {
+    let module = |name: &str, silent: bool, current: bool| {
         json!({ "module": name, "connected": !silent, "silent": silent, "heard_seconds_ago": 34,
-                "applied_version": applied, "bundle_sequence": 1, "certificate_generation": 1 })
+                "current": current, "bundle_sequence": 1, "certificate_generation": 1 })
     };
     let workload = |namespace: &str, name: &str, node: &str, stage: &str, reason: &str| {
         json!({ "uid": name, "namespace": namespace, "name": name, "node": node, "stage": stage, "reason": reason,
@@ -23,8 +23,8 @@ fn controller() -> ControllerPage {
         "version": "7.3",
         "source": { "error": "pods cannot be watched: forbidden" },
         "nodes": [
-            { "name": "n1", "modules": [module("proxy", false, "7.3"), module("redirect", false, "7.2")] },
-            { "name": "n2", "modules": [module("proxy", true, "7.3")] },
+            { "name": "n1", "modules": [module("proxy", false, true), module("redirect", false, false)] },
+            { "name": "n2", "modules": [module("proxy", true, true)] },
         ],
         "workloads": [
             workload("shop", "web", "n1", "mandatory", ""),

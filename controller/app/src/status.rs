@@ -38,6 +38,8 @@ struct ModuleEntry {
     silent: bool,
     heard_seconds_ago: u64,
     applied_version: String,
+    /// It lacks nothing that anybody waits for.
+    current: bool,
     bundle_sequence: u64,
     certificate_generation: u64,
 }
@@ -75,7 +77,7 @@ pub(crate) fn json(
         nodes: index
             .nodes
             .iter()
-            .map(|status| node(status, version.instance))
+            .map(|status| node(status, version.instance, index.enrolment_changed))
             .collect(),
         workloads: index.workloads.into_iter().map(workload).collect(),
         conditions: (index.namespaces.iter())
@@ -95,7 +97,7 @@ pub(crate) fn json(
     serde_json::to_string_pretty(&status).expect("strings and numbers only")
 }
 
-fn node(status: &NodeStatus, instance: u64) -> Node {
+fn node(status: &NodeStatus, instance: u64, enrolment_changed: u64) -> Node {
     let module = |module: &ModuleStatus| ModuleEntry {
         module: module.module.to_string(),
         connected: module.connected,
@@ -106,6 +108,7 @@ fn node(status: &NodeStatus, instance: u64) -> Node {
             number: module.applied,
         }
         .to_string(),
+        current: module.applied >= enrolment_changed,
         bundle_sequence: module.bundle_sequence,
         certificate_generation: module.certificate_generation,
     };

@@ -282,7 +282,9 @@ impl Index {
     }
 
     pub fn status(&self, now: Instant) -> Status {
+        let since = self.entries.values().map(|entry| entry.enrolment.since());
         Status {
+            enrolment_changed: since.flatten().max().unwrap_or_default(),
             published: self.published,
             version: self.version,
             nodes: status::nodes(&self.nodes, now),

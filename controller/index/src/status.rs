@@ -17,6 +17,9 @@ const MAX_NAMED: usize = 5;
 
 #[derive(Clone, Debug)]
 pub struct Status {
+    /// The newest snapshot in which a workload's enrolment has changed: a program that has it in use, or a newer one, lacks
+    /// nothing that anybody waits for.
+    pub enrolment_changed: u64,
     /// The number of the newest snapshot.
     pub published: u64,
     /// The version of the cluster state that is in use.

@@ -19,7 +19,7 @@ pub use address::{
 };
 pub use answer::{Answer, PlainReason, Unresolved, Upstream};
 pub use enrolment::{Epoch, Mode, Stage};
-pub use lookup::Lookup;
+pub use lookup::{Lookup, Question, digest};
 pub use mesh::MeshConfig;
 pub use service::{Balancing, EndpointPorts, Scope, Service, ServiceKey, ServicePort};
-pub use workload::{External, Health, Locality, Uid, Workload};
+pub use workload::{Decision, External, Health, Locality, Uid, Workload};

@@ -58,6 +58,41 @@ impl fmt::Display for Lookup {
     }
 }
 
+/// A lookup as it is asked for on demand, once: when it was forgotten and is asked for again it has another number, so that
+/// what was still on its way for the first time answers nothing.
+///
+/// Its text is that of the lookup, `?` and the number. No resource has such a name.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Question<'a> {
+    /// The lookup's own text.
+    pub about: &'a str,
+    pub number: u64,
+}
+
+impl<'a> Question<'a> {
+    /// From the wire; `None`: it has no number.
+    pub fn parse(name: &'a str) -> Option<Self> {
+        let (about, number) = name.rsplit_once('?')?;
+        let number = number.parse().ok()?;
+        Some(Self { about, number })
+    }
+}
+
+impl fmt::Display for Question<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}?{}", self.about, self.number)
+    }
+}
+
+/// Of the names of all that a lookup means, in their order: who comes again says by it what was meant when it was last told
+/// (FNV-1a, 64 bits).
+pub fn digest<'a>(names: impl IntoIterator<Item = &'a str>) -> u64 {
+    let bytes = (names.into_iter()).flat_map(|name| name.bytes().chain([0]));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |digest, byte| {
+        (digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,6 +115,28 @@ mod tests {
             assert_eq!(lookup.to_string(), wire);
             assert_eq!(Lookup::parse(wire), Some(lookup));
         }
+    }
+
+    #[test]
+    fn a_question_is_a_lookup_with_a_number() {
+        let question = Question {
+            about: "/10.0.0.9",
+            number: 7,
+        };
+        assert_eq!(question.to_string(), "/10.0.0.9?7");
+        assert_eq!(Question::parse("/10.0.0.9?7"), Some(question));
+        assert_eq!(Question::parse("/10.0.0.9"), None);
+        assert_eq!(Question::parse("/10.0.0.9?"), None);
+    }
+
+    #[test]
+    fn digests_differ_where_names_do() {
+        let digests = [&["a", "b"][..], &["ab"], &["a"], &["b", "a"], &[]]
+            .map(|names| digest(names.iter().copied()));
+        for (at, one) in digests.iter().enumerate() {
+            assert!(!digests[at + 1..].contains(one));
+        }
+        assert_eq!(digests[4], 0xcbf2_9ce4_8422_2325, "of nothing");
     }
 
     #[test]

@@ -91,24 +91,70 @@ pub struct Workload {
     pub capacity: u32,
 }
 
+/// What the controller decides about a workload, and its epoch orders.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Decision {
+    pub stage: Stage,
+    pub epoch: Epoch,
+    pub mode: Mode,
+    pub external: External,
+    pub exclude_outbound_ports: BTreeSet<u16>,
+    pub exclude_inbound_ports: BTreeSet<u16>,
+    pub plain_inbound_ports: BTreeSet<u16>,
+}
+
 impl Workload {
     pub fn namespace(&self) -> &KubernetesName {
         &self.identity.namespace
     }
 
-    /// This state with what was decided about `held`, at its epoch: an epoch orders decisions (enrolment, mode, settings)
-    /// and nothing else. A replica that decided earlier, or only began to count there, still knows addresses and health.
-    pub fn decided_as(&self, held: &Self) -> Self {
+    /// What was decided about it.
+    pub fn decision(&self) -> Decision {
+        Decision {
+            stage: self.stage,
+            epoch: self.epoch,
+            mode: self.mode,
+            external: self.external,
+            exclude_outbound_ports: self.exclude_outbound_ports.clone(),
+            exclude_inbound_ports: self.exclude_inbound_ports.clone(),
+            plain_inbound_ports: self.plain_inbound_ports.clone(),
+        }
+    }
+
+    /// This state with another decision, at its epoch: an epoch orders decisions (enrolment, mode, settings) and nothing else. A
+    /// replica that decided earlier, or only began to count there, still knows addresses and health.
+    pub fn decided_as(&self, decision: Decision) -> Self {
+        let Decision {
+            stage,
+            epoch,
+            mode,
+            external,
+            exclude_outbound_ports,
+            exclude_inbound_ports,
+            plain_inbound_ports,
+        } = decision;
         Self {
-            stage: held.stage,
-            epoch: held.epoch,
-            mode: held.mode,
-            external: held.external,
-            exclude_outbound_ports: held.exclude_outbound_ports.clone(),
-            exclude_inbound_ports: held.exclude_inbound_ports.clone(),
-            plain_inbound_ports: held.plain_inbound_ports.clone(),
+            stage,
+            epoch,
+            mode,
+            external,
+            exclude_outbound_ports,
+            exclude_inbound_ports,
+            plain_inbound_ports,
             ..self.clone()
         }
+    }
+
+    /// Is it the same for whoever captures and fences it: all but whether and by whom connections are sent there?
+    pub fn is_captured_like(&self, other: &Self) -> bool {
+        let sent_there_like = Self {
+            health: other.health,
+            locality: other.locality.clone(),
+            services: other.services.clone(),
+            capacity: other.capacity,
+            ..self.clone()
+        };
+        sent_there_like == *other
     }
 
     /// The address of the same family as `like`, if it has one.

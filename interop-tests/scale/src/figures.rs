@@ -44,7 +44,7 @@ pub struct Figures {
     pub updates_per_change: f64,
     /// Processor time of the controller for each change.
     pub processor_per_change: Duration,
-    /// From the API server's watch event to the last node that has the change in use.
+    /// From the API server's watch event to the last node's proxy that has the change in use.
     pub last_node: Latencies,
     /// The same to the node in the middle.
     pub middle_node: Latencies,
@@ -116,11 +116,11 @@ impl fmt::Display for Figures {
                 milliseconds(self.processor_per_change),
             ),
             (
-                "a pod's change to the last node, p50 / p99 / most",
+                "a pod's change to the last node that is told of it, p50 / p99 / most",
                 quantiles(&self.last_node),
             ),
             (
-                "a pod's change to the node in the middle, p50 / p99 / most",
+                "a pod's change to the one in the middle, p50 / p99 / most",
                 quantiles(&self.middle_node),
             ),
             (

@@ -29,6 +29,9 @@ struct Arguments {
     /// Leave out that the controller is killed and all nodes come back at once: they share the machine's processors here.
     #[arg(long)]
     without_restart: bool,
+    /// The nodes' proxies hold no more than their pods talk to: 20 services each, and on a tenth of the nodes the large one.
+    #[arg(long)]
+    on_demand: bool,
 }
 
 #[tokio::main]
@@ -39,6 +42,7 @@ async fn main() -> anyhow::Result<()> {
         changes: arguments.changes.max(1),
         rest: Duration::from_secs(arguments.rest.max(1)),
         restart: !arguments.without_restart,
+        on_demand: arguments.on_demand,
         ..Size::FULL
     };
     let (_server, kubeconfig) = match arguments.kubeconfig {

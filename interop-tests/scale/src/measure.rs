@@ -70,6 +70,7 @@ pub async fn measure(bed: Bed<'_>) -> anyhow::Result<Figures> {
         let credentials = &credentials[node];
         subscriber::start(
             &programs.controller,
+            &size,
             node,
             credentials,
             arrivals.clone(),
@@ -241,7 +242,8 @@ async fn changes(
         };
         arrivals.look_for(Uid::from(&*pods[pod].uid), health);
         let event = change_pod(api, size, pod, ready).await?;
-        let mut seen = arrivals.seen_by(size.subscribers, PATIENCE).await?;
+        let interested = (0..size.subscribers).filter(|node| size.is_interested(*node, pod));
+        let mut seen = arrivals.seen_by(interested.count(), PATIENCE).await?;
         seen.sort_unstable();
         middle.push(seen[seen.len() / 2].saturating_duration_since(event));
         latest.push(last(seen.into_iter())?.saturating_duration_since(event));

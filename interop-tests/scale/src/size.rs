@@ -25,7 +25,14 @@ pub struct Size {
     pub settle: Duration,
     /// Whether the controller is killed and started again at the end.
     pub restart: bool,
+    /// Whether the nodes' proxies, all but the first, hold no more than their pods talk to.
+    pub on_demand: bool,
 }
+
+/// Services that the pods of a node talk to, beside the large one.
+const TALKS_TO: usize = 20;
+/// Of so many nodes one has pods that talk to the large service.
+const TALKS_TO_LARGE: usize = 10;
 
 impl Size {
     /// What a large cluster is taken to be.
@@ -40,6 +47,7 @@ impl Size {
         // The allocators' own rules say ten.
         settle: Duration::from_secs(12),
         restart: true,
+        on_demand: false,
     };
 
     /// The same in small, for a test.
@@ -53,6 +61,7 @@ impl Size {
         rest: Duration::from_secs(5),
         settle: Duration::from_secs(1),
         restart: true,
+        on_demand: false,
     };
 
     pub fn pods(&self) -> usize {
@@ -93,6 +102,25 @@ impl Size {
             self.endpoints
         };
         first..first + count
+    }
+
+    /// The services that a node's pods talk to.
+    pub(crate) fn talks_to(&self, node: usize) -> impl Iterator<Item = usize> {
+        let apart = (self.services / TALKS_TO).max(1);
+        let services = self.services;
+        (0..TALKS_TO.min(services))
+            .map(move |number| (node + number * apart) % services)
+            .chain(node.is_multiple_of(TALKS_TO_LARGE).then_some(services))
+    }
+
+    /// Is a node's proxy told of a pod's changes?
+    pub(crate) fn is_interested(&self, node: usize, pod: usize) -> bool {
+        !self.on_demand
+            || node == 0
+            || self.node_of(pod) == node
+            || self
+                .talks_to(node)
+                .any(|service| service == self.service_of(pod))
     }
 
     pub(crate) fn service_of(&self, pod: usize) -> usize {

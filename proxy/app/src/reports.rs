@@ -110,12 +110,12 @@ impl Source for Reporter {
 
     fn holds(&self, uid: &Uid, epoch: Epoch) -> bool {
         let view = self.state.view();
-        let held = view.by_uid(uid).is_some_and(|held| held.epoch >= epoch);
-        if !held && view.is_on_demand() {
-            // From then on no older decision about it is believed here, though it may be held no more.
+        let decided = view.is_decided(uid, epoch);
+        if !decided && view.is_on_demand() {
+            // Then no older decision about it is believed here, though it may soon be held no more.
             self.state.want(Lookup::Workload(uid.clone()), Need::Once);
         }
-        held
+        decided
     }
 
     fn is_awaited(&self) -> bool {

@@ -12,7 +12,7 @@ use podveil_hbone::{Baggage, ConnectRequest, Forwarded, HboneStream, StreamError
 use podveil_identity::WorkloadIdentity;
 use podveil_model::{Answer, Mode, ServiceKey, Unresolved, Upstream, Workload};
 use podveil_net::TcpEnd;
-use podveil_state::{Affinity, PodContext, View};
+use podveil_state::{Affinity, Pin, PodContext, View};
 use podveil_tls::ConfigCache;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -46,6 +46,8 @@ pub(crate) struct Route {
     /// What the destination proved.
     pub identity: Option<WorkloadIdentity>,
     pub protection: Protection,
+    /// Holds the workload from before it is dialled.
+    pub pin: Option<Arc<Pin>>,
 }
 
 impl Route {
@@ -58,10 +60,12 @@ impl Route {
             hbone: None,
             identity: None,
             protection: Protection::Plain,
+            pin: None,
         }
     }
 
-    fn toward(&mut self, upstream: &Upstream, hbone: Option<SocketAddr>) {
+    fn toward(&mut self, upstream: &Upstream, hbone: Option<SocketAddr>, pin: Option<Pin>) {
+        self.pin = pin.map(Arc::new);
         self.destination = upstream.address;
         self.workload = Some(upstream.workload.clone());
         self.service = upstream.service.clone();
@@ -209,7 +213,11 @@ impl Ways {
         for (index, upstream) in upstreams.iter().enumerate() {
             let until = turn(Instant::now(), deadline, index + 1 == upstreams.len());
             let target = upstream.hbone();
-            route.toward(upstream, Some(target.tunnel));
+            route.toward(
+                upstream,
+                Some(target.tunnel),
+                self.pod.state.pin(&upstream.workload.uid),
+            );
             let key = TunnelKey {
                 uid: upstream.workload.uid.clone(),
                 address: target.tunnel,
@@ -289,7 +297,7 @@ impl Ways {
     async fn plain(&self, upstreams: &[Upstream], route: &mut Route) -> Result<Far, Refused> {
         let mut last = None;
         for upstream in upstreams {
-            route.toward(upstream, None);
+            route.toward(upstream, None, self.pod.state.pin(&upstream.workload.uid));
             match self.dial(upstream.address).await {
                 Ok(far) => return Ok(far),
                 Err(refused) => last = Some(refused),

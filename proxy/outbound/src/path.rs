@@ -171,8 +171,6 @@ impl Outbound {
                 return;
             }
         };
-        let destination = route.workload.as_ref();
-        let _pin = destination.and_then(|workload| self.pod.state.pin(&workload.uid));
         let counters = Arc::new(Counters::default());
         let allowed = Verdict::Allowed { rule: None };
         let record = self.record(&facts, &route, allowed, CloseReason::Clean, &counters);

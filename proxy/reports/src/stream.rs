@@ -20,7 +20,7 @@ pub trait Source: Clone + Send + Sync + 'static {
     /// All of it, now. `sequence`, `awaited` and `uninstalling` are filled in by the stream.
     fn report(&self) -> NodeReport;
 
-    /// Is this workload in use here as of `epoch` or of a newer one?
+    /// Is this workload in use here as of `epoch` or of a newer one? If not, it may be asked for.
     fn holds(&self, uid: &Uid, epoch: Epoch) -> bool;
 
     /// Is a workload in use here [at a stage that waits for nodes](podveil_model::Stage::waits_for_nodes)? Then the
@@ -68,13 +68,14 @@ impl Question {
     /// Looks whether the answer is yes by now. True when that is news.
     fn look(&mut self, source: &impl Source) -> bool {
         let held = self.open.as_ref().is_some_and(|awaited| {
-            awaited.workloads.iter().all(|workload| {
+            // All are looked at: what is not held may be asked for by that.
+            awaited.workloads.iter().fold(true, |held, workload| {
                 let epoch = workload.epoch.unwrap_or_default();
                 let epoch = Epoch {
                     resource_version: epoch.resource_version,
                     stage: epoch.stage,
                 };
-                source.holds(&Uid::from(&*workload.uid), epoch)
+                source.holds(&Uid::from(&*workload.uid), epoch) && held
             })
         });
         if held && let Some(awaited) = self.open.take() {

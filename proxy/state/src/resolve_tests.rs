@@ -605,7 +605,7 @@ fn on_demand_nothing_is_concluded_from_what_was_not_asked_for() {
         "refused in the end"
     );
     assert_eq!(line(&view, "203.0.113.7:80"), "outside");
-    view.forget(&[Lookup::Address("10.0.0.2".parse().unwrap())]);
+    view.forget(&Lookup::Address("10.0.0.2".parse().unwrap()));
     assert_eq!(line(&view, "10.0.0.2:80"), unknown("10.0.0.2"));
 }
 

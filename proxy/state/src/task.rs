@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 use crate::interest::Interest;
+use crate::uses::Uses;
 use crate::view::Insert;
 use crate::{Need, StateWriter, View, Word};
 use podveil_identity::KubernetesName;
 use podveil_model::{Lookup, Uid};
-use podveil_xds_client::{Batch, Demand, ResourceType, Status, Update};
+use podveil_xds_client::{Batch, Demand, ResourceType, Status, Update, Wish};
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -60,20 +62,10 @@ impl StateTask {
             in_use,
             on_demand,
         } = self;
-        let mut chosen = on_demand.map(|on_demand| {
-            let own = Lookup::Node(on_demand.node.clone());
-            if let Err(error) = demand.ask(own.clone()) {
-                warn!(%error, "the node's own workloads could not be asked for");
-            }
-            Chosen {
-                interest: Interest::new(own, on_demand.keep, MAX_LOOKUPS),
-                status: on_demand.status,
-            }
-        });
         let mut state = State {
             writer,
-            demand,
             in_use,
+            chosen: on_demand.map(Chosen::new),
         };
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -82,13 +74,17 @@ impl StateTask {
                 biased;
                 () = stop.cancelled() => return,
                 batch = batches.recv() => match batch {
-                    Some(batch) => state.take(batch, chosen.as_mut()),
+                    Some(batch) => state.take(batch),
                     None => return,
                 },
-                Some(word) = words.recv() => state.hear(word, chosen.as_mut()),
-                now = sweep.tick() => if let Some(chosen) = &mut chosen {
-                    state.sweep(now, chosen);
-                },
+                // In order, and none is lost: a question that overtakes the end of the one before it would not be sent.
+                Ok(room) = demand.room(), if state.has_wishes() => {
+                    if let Some(wish) = state.next_wish() {
+                        room.send(wish);
+                    }
+                }
+                Some(word) = words.recv() => state.hear(word, &demand),
+                now = sweep.tick() => state.sweep(now),
             }
         }
     }
@@ -98,35 +94,74 @@ impl StateTask {
 struct Chosen {
     interest: Interest,
     status: watch::Receiver<Status>,
+    /// For the client.
+    wishes: VecDeque<Wish>,
+    /// Held only because a connection needs them, until they are told by their own names.
+    kept_for_pins: HashSet<Uid>,
+}
+
+impl Chosen {
+    fn new(on_demand: OnDemand) -> Self {
+        let own = Lookup::Node(on_demand.node);
+        Self {
+            wishes: [Wish::Ask(own.clone())].into(),
+            interest: Interest::new(own, on_demand.keep, MAX_LOOKUPS),
+            status: on_demand.status,
+            kept_for_pins: HashSet::new(),
+        }
+    }
+
+    /// Asks for it, unless it is held already. False: there is no room, and nobody who could be asked.
+    fn hold(&mut self, lookup: Lookup, need: Need, now: Instant) -> bool {
+        let is_new = !self.interest.holds(&lookup);
+        let is_stuck = self.interest.is_full() && !self.status.borrow().connected;
+        if is_new && (is_stuck || self.wishes.len() >= MAX_LOOKUPS) {
+            return false;
+        }
+        match need {
+            Need::Once => self.interest.looked_at(now, &lookup),
+            Need::Used => self.interest.used(now, &lookup),
+        }
+        if is_new {
+            self.wishes.push_back(Wish::Ask(lookup));
+        }
+        true
+    }
 }
 
 struct State {
     writer: StateWriter,
-    demand: Demand,
     in_use: watch::Sender<Version>,
+    chosen: Option<Chosen>,
 }
 
 impl State {
-    fn take(&mut self, batch: Batch, chosen: Option<&mut Chosen>) {
+    fn has_wishes(&self) -> bool {
+        let some = |chosen: &Chosen| !chosen.wishes.is_empty();
+        self.chosen.as_ref().is_some_and(some)
+    }
+
+    fn next_wish(&mut self) -> Option<Wish> {
+        self.chosen.as_mut()?.wishes.pop_front()
+    }
+
+    fn take(&mut self, batch: Batch) {
         let resource_type = batch.resource_type;
         for rejected in &batch.rejected {
             warn!(name = %rejected.name, reason = %rejected.reason, "a resource was rejected; what was held stays in use");
         }
         let changes = batch.updates.len();
-        let (mut nobody, mut pinned) = (Vec::new(), Vec::new());
         let uses = self.writer.uses.clone();
+        let chosen = &mut self.chosen;
+        let now = Instant::now();
         self.writer.update(|view| {
             for update in batch.updates {
-                match &update {
-                    Update::NotFound(lookup) => nobody.push(lookup.clone()),
-                    // As long as a connection needs it, it is asked for by its own name.
-                    Update::Unasked(name) if uses.is_pinned(&Uid(name.clone())) => {
-                        pinned.push(Lookup::Workload(Uid(name.clone())));
-                        continue;
-                    }
-                    _ => {}
+                let is_needed = chosen
+                    .as_mut()
+                    .is_some_and(|chosen| chosen.see(&update, &uses, now));
+                if !is_needed {
+                    apply(view, update);
                 }
-                apply(view, update);
             }
             if resource_type == ResourceType::Address {
                 view.set_synced();
@@ -138,18 +173,9 @@ impl State {
         }
         batch.acknowledge.in_use();
         debug!(?resource_type, version = %batch.version, changes, "state in use");
-        if let Some(chosen) = chosen {
-            let now = Instant::now();
-            for lookup in &nobody {
-                chosen.interest.is_nobody(now, lookup);
-            }
-            for lookup in pinned {
-                self.hold(lookup, Need::Used, now, chosen);
-            }
-        }
     }
 
-    fn hear(&mut self, word: Word, chosen: Option<&mut Chosen>) {
+    fn hear(&mut self, word: Word, demand: &Demand) {
         let (lookup, need) = match word {
             Word::Local { uid, addresses } => {
                 return self
@@ -158,62 +184,93 @@ impl State {
             }
             Word::Wanted { lookup, need } => (lookup, need),
         };
-        match chosen {
-            Some(chosen) => self.hold(lookup, need, Instant::now(), chosen),
-            None => {
-                if let Err(error) = self.demand.ask(lookup.clone()) {
-                    debug!(%lookup, %error, "it could not be asked for");
-                }
+        let Some(chosen) = &mut self.chosen else {
+            if let Err(error) = demand.ask(lookup.clone()) {
+                debug!(%lookup, %error, "it could not be asked for");
             }
-        }
-    }
-
-    /// Asks for it, unless it is held already.
-    fn hold(&mut self, lookup: Lookup, need: Need, now: Instant, chosen: &mut Chosen) {
-        let is_new = match need {
-            Need::Once => chosen.interest.looked_at(now, &lookup),
-            Need::Used => chosen.interest.used(now, &lookup),
+            return;
         };
-        if !is_new {
-            return;
-        }
-        if let Err(error) = self.demand.ask(lookup.clone()) {
-            debug!(%lookup, %error, "it could not be asked for");
-            chosen.interest.forget(std::slice::from_ref(&lookup));
+        if !chosen.hold(lookup.clone(), need, Instant::now()) {
+            debug!(%lookup, "it is not asked for: there is no room");
+            // The next connection that needs it tries again.
             self.writer.uses.forget([&lookup]);
-            return;
+        } else if chosen.interest.is_full() && chosen.status.borrow().connected {
+            let needed = needed(&self.writer);
+            let surplus = chosen.interest.take_surplus(&needed);
+            self.give_up(surplus);
         }
-        let surplus = chosen.interest.take_surplus();
-        self.give_up(surplus);
     }
 
-    fn sweep(&mut self, now: Instant, chosen: &mut Chosen) {
+    fn sweep(&mut self, now: Instant) {
+        let Some(chosen) = &mut self.chosen else {
+            return;
+        };
         // From here on each is told again when it is used.
         self.writer.uses.forget_all();
         if !chosen.status.borrow().connected {
             return;
         }
-        let view = self.writer.view();
-        for uid in self.writer.uses.pinned() {
-            for lookup in lookups_of(&view, &uid) {
-                chosen.interest.still_used(now, &lookup);
-            }
+        for lookup in needed(&self.writer) {
+            chosen.interest.still_used(now, &lookup);
+        }
+        let uses = &self.writer.uses;
+        let (needed, gone): (HashSet<_>, HashSet<_>) =
+            (chosen.kept_for_pins.drain()).partition(|uid| uses.is_pinned(uid));
+        for uid in &needed {
+            chosen.hold(Lookup::Workload(uid.clone()), Need::Used, now);
+        }
+        chosen.kept_for_pins = needed;
+        if !gone.is_empty() {
+            self.writer
+                .update(|view| gone.iter().for_each(|uid| view.let_go(&uid.0)));
         }
         let idle = chosen.interest.take_idle(now);
         self.give_up(idle);
     }
 
-    /// Not held any more: neither kept up to date nor believed.
+    /// They need not be held any more. The client says from when they are not.
     fn give_up(&mut self, lookups: Vec<Lookup>) {
-        if lookups.is_empty() {
-            return;
-        }
-        self.writer.update(|view| view.forget(&lookups));
-        self.writer.uses.forget(&lookups);
-        if let Err(error) = self.demand.forget(lookups) {
-            debug!(%error, "what is not needed any more could not be told");
+        if let Some(chosen) = &mut self.chosen
+            && !lookups.is_empty()
+        {
+            self.writer.uses.forget(&lookups);
+            chosen.wishes.push_back(Wish::Forget(lookups));
         }
     }
+}
+
+impl Chosen {
+    /// What an update says of what is held. True: it is to be passed over, since a connection needs what is let go by it.
+    fn see(&mut self, update: &Update, uses: &Uses, now: Instant) -> bool {
+        match update {
+            Update::Found(lookup) => self.interest.is_somebody(now, lookup),
+            Update::NotFound(lookup) => self.interest.is_nobody(now, lookup),
+            Update::Workload(workload) => {
+                self.kept_for_pins.remove(&workload.uid);
+            }
+            Update::AddressRemoved(name) => {
+                self.kept_for_pins.remove(&Uid(name.clone()));
+            }
+            Update::Unasked(name) if uses.is_pinned(&Uid(name.clone())) => {
+                let uid = Uid(name.clone());
+                self.hold(Lookup::Workload(uid.clone()), Need::Used, now);
+                self.kept_for_pins.insert(uid);
+                return true;
+            }
+            _ => {}
+        }
+        false
+    }
+}
+
+/// By what all that connections need may have been asked for.
+fn needed(writer: &StateWriter) -> HashSet<Lookup> {
+    let view = writer.view();
+    let pinned = writer.uses.pinned();
+    pinned
+        .iter()
+        .flat_map(|uid| lookups_of(&view, uid))
+        .collect()
 }
 
 /// By what a workload that a connection needs may have been asked for.
@@ -259,6 +316,7 @@ fn apply(view: &mut View, update: Update) {
                 info!(%epoch, %held, "an older mesh configuration was ignored");
             }
         }
+        Update::Forgotten(lookup) => view.forget(&lookup),
         Update::Found(lookup) => view.set_told(lookup),
         Update::NotFound(Lookup::Address(ip)) => view.insert_negative(ip),
         Update::NotFound(lookup) => view.set_told(lookup),

@@ -3,7 +3,7 @@ use super::*;
 use crate::{StateHandle, channel};
 use podveil_model::{Answer, OriginalDst, Stage};
 use podveil_testing::{mesh, policy, workload};
-use podveil_xds_client::{Acknowledge, Wish};
+use podveil_xds_client::Acknowledge;
 use std::net::{IpAddr, SocketAddr};
 
 fn batch(resource_type: ResourceType, version: &str, updates: Vec<Update>) -> Batch {
@@ -227,10 +227,13 @@ async fn on_demand_a_destination_is_asked_for_once_and_forgotten_when_it_has_lon
     assert_eq!(held.wishes().await, Vec::<String>::new(), "used since");
     held.rest(KEEP).await;
     assert_eq!(held.wishes().await, ["forget /10.0.0.1"]);
-    // What is not kept up to date is not believed, from that moment on.
-    assert!(matches!(held.connects("10.0.0.1:80"), Answer::NotKnown(_)));
+    // Until the client says so it is kept up to date, and from then on not believed.
+    assert!(matches!(held.connects("10.0.0.1:80"), Answer::Enrolled(_)));
     assert_eq!(held.wishes().await, ["ask /10.0.0.1"]);
-    held.told(vec![Update::Unasked("w".into())]).await;
+    let forgotten = Update::Forgotten(Lookup::Address("10.0.0.1".parse().unwrap()));
+    held.told(vec![forgotten, Update::Unasked("w".into())])
+        .await;
+    assert!(matches!(held.connects("10.0.0.1:80"), Answer::NotKnown(_)));
     assert!(held.handle.view().by_uid(&"w".into()).is_none());
 }
 
@@ -261,11 +264,26 @@ async fn on_demand_what_a_connection_needs_stays() {
     held.told(vec![Update::Unasked("w".into())]).await;
     assert_eq!(held.wishes().await, ["ask w"]);
     assert!(held.handle.view().by_uid(&"w".into()).is_some());
+    held.rest(KEEP).await;
+    assert!(held.handle.view().by_uid(&"w".into()).is_some());
+    held.wishes().await;
     drop(pins);
+    // It was never told by its own name: nobody else would let it go.
     held.rest(KEEP * 3).await;
-    assert_eq!(held.wishes().await, ["forget /10.0.0.1 w"]);
-    held.told(vec![Update::Unasked("w".into())]).await;
     assert!(held.handle.view().by_uid(&"w".into()).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn on_demand_what_is_not_answered_is_asked_for_again() {
+    let mut held = Held::start().await;
+    held.connects("10.0.0.1:80");
+    assert_eq!(held.wishes().await, ["ask /10.0.0.1"]);
+    held.rest(Duration::from_secs(40)).await;
+    held.connects("10.0.0.1:80");
+    held.rest(Duration::from_secs(40)).await;
+    assert_eq!(held.wishes().await, ["forget /10.0.0.1"]);
+    held.connects("10.0.0.1:80");
+    assert_eq!(held.wishes().await, ["ask /10.0.0.1"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -313,8 +331,19 @@ async fn on_demand_a_look_for_the_controller_does_not_hold_a_workload_for_long()
     let mut held = Held::start().await;
     let lookup = Lookup::Workload("w".into());
     assert!(held.handle.want(lookup.clone(), Need::Once));
-    assert!(held.handle.want(lookup, Need::Once));
+    assert!(held.handle.want(lookup.clone(), Need::Once));
     assert_eq!(held.wishes().await, ["ask w"]);
+    held.told(vec![web("w", "10.0.0.1"), Update::Found(lookup)])
+        .await;
     held.rest(Duration::from_secs(30)).await;
     assert_eq!(held.wishes().await, ["forget w"]);
+    // What it decided is known when it is held no more.
+    held.told(vec![Update::Unasked("w".into())]).await;
+    let (view, uid) = (held.handle.view(), Uid::from("w"));
+    let epoch = |stage| podveil_model::Epoch {
+        resource_version: 7,
+        stage,
+    };
+    assert!(view.by_uid(&uid).is_none());
+    assert!(view.is_decided(&uid, epoch(4)) && !view.is_decided(&uid, epoch(5)));
 }

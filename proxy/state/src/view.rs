@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 use podveil_identity::{KubernetesName, WorkloadIdentity};
-use podveil_model::{Epoch, Health, Lookup, MeshConfig, Service, ServiceKey, Uid, Workload};
+use podveil_model::{
+    Decision, Epoch, Health, Lookup, MeshConfig, Service, ServiceKey, Uid, Workload,
+};
 use podveil_policy::{Policy, PolicySet};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -10,8 +12,9 @@ use std::sync::Arc;
 const TOMBSTONES: usize = 8192;
 /// Workloads of this node whose addresses the node has told.
 const LOCALS: usize = 4096;
-/// Workloads that are there and not held any more, whose last decision is remembered.
-const LET_GO: usize = 4096;
+/// Workloads that are there and not held any more, whose last decision is remembered: as many as a large cluster has. Beyond
+/// it the oldest is forgotten, and of that one a lagging replica would be believed.
+const LET_GO: usize = 32_768;
 /// Addresses that the control plane has said belong to nobody.
 const NEGATIVES: usize = 16384;
 
@@ -37,7 +40,7 @@ pub struct View {
     /// Held on demand: what has been asked for and answered, and is kept up to date. `None`: everything is.
     told: Option<Arc<HashSet<Lookup>>>,
     /// What is not held any more although it is there. When it comes back, a newer decision that was held counts.
-    let_go: Arc<Bounded<Uid, Arc<Workload>>>,
+    let_go: Arc<Bounded<Uid, Decision>>,
     /// Addresses by the node's word, for as long as the control plane has none of the workload.
     locals: Arc<Bounded<Uid, Vec<IpAddr>>>,
     /// How many of `workloads` are at a stage that waits for nodes.
@@ -94,10 +97,17 @@ impl View {
     pub fn insert_workload(&mut self, mut workload: Arc<Workload>) -> Insert {
         let mut insert = Insert::Applied;
         let held = self.workloads.get(&workload.uid);
-        if let Some(held) = held.or_else(|| self.let_go.get(&workload.uid)) {
-            if workload.epoch < held.epoch {
-                insert = Insert::Older { held: held.epoch };
-                workload = Arc::new(workload.decided_as(held));
+        let decided = held.map(|held| held.epoch);
+        let remembered = self.let_go.get(&workload.uid);
+        if let Some(epoch) = decided.or_else(|| remembered.map(|one| one.epoch)) {
+            if workload.epoch < epoch {
+                insert = Insert::Older { held: epoch };
+                let decision = held.map(|held| held.decision());
+                let decision = decision.or_else(|| remembered.cloned());
+                workload = Arc::new(decision.map_or_else(
+                    || Workload::clone(&workload),
+                    |decision| workload.decided_as(decision),
+                ));
             }
         } else if let Some(held) = self.tombstones.get(&workload.uid)
             && workload.epoch < *held
@@ -185,7 +195,7 @@ impl View {
         match self.workloads.get(&uid).cloned() {
             Some(workload) => {
                 self.unlink_workload(&uid);
-                Arc::make_mut(&mut self.let_go).insert(uid, workload);
+                Arc::make_mut(&mut self.let_go).insert(uid, workload.decision());
             }
             None => {
                 self.remove_address(name);
@@ -247,13 +257,10 @@ impl View {
         }
     }
 
-    /// Held on demand: these are not kept up to date any more.
-    pub fn forget<'a>(&mut self, lookups: impl IntoIterator<Item = &'a Lookup>) {
+    /// Held on demand: it is not kept up to date any more.
+    pub fn forget(&mut self, lookup: &Lookup) {
         if let Some(told) = &mut self.told {
-            let told = Arc::make_mut(told);
-            for lookup in lookups {
-                told.remove(lookup);
-            }
+            Arc::make_mut(told).remove(lookup);
         }
     }
 
@@ -298,6 +305,13 @@ impl View {
         self.all_by_address(ip)
             .iter()
             .find(|workload| workload.identity == *identity)
+    }
+
+    /// Is a decision about it known, as of this epoch or a newer one? From then on no older one is believed.
+    pub fn is_decided(&self, uid: &Uid, epoch: Epoch) -> bool {
+        let held = self.workloads.get(uid).map(|held| held.epoch);
+        let remembered = || self.let_go.get(uid).map(|one| one.epoch);
+        held.or_else(remembered).is_some_and(|known| known >= epoch)
     }
 
     pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
@@ -516,7 +530,7 @@ impl Bound for Epoch {
     const CAPACITY: usize = TOMBSTONES;
 }
 
-impl Bound for Arc<Workload> {
+impl Bound for Decision {
     const CAPACITY: usize = LET_GO;
 }
 

@@ -35,7 +35,7 @@ impl Cluster {
                 let workload = match self.workloads.get(&workload.uid) {
                     Some(held) if held.epoch > workload.epoch => {
                         tracing::debug!(uid = %workload.uid, held = %held.epoch, got = %workload.epoch, "an older decision about a workload is passed over");
-                        Arc::new(workload.decided_as(held))
+                        Arc::new(workload.decided_as(held.decision()))
                     }
                     _ => workload.clone(),
                 };
@@ -55,7 +55,8 @@ impl Cluster {
                 None
             }
             // Nothing is asked for here: fences are of everybody.
-            Update::Found(_)
+            Update::Forgotten(_)
+            | Update::Found(_)
             | Update::NotFound(_)
             | Update::Policy { .. }
             | Update::PolicyRemoved(_)

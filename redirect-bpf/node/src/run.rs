@@ -17,6 +17,7 @@ use podveil_identity::ProgramIdentity;
 use podveil_netns::Lease;
 use podveil_netns::cgroup::{CgroupError, Membership};
 use podveil_netns::seqpacket;
+use podveil_proto::{TAKES, TAKES_CAPTURED};
 use podveil_reports::{Controllers, Replicas};
 use podveil_xds_client::{Client, NodeInfo};
 use std::io;
@@ -149,6 +150,8 @@ pub async fn run(
     let info = NodeInfo {
         node: config.node.to_string(),
         name: format!("podveil-redirect-{}", config.node),
+        // Nothing here asks whether a pod is ready or which services it is behind.
+        metadata: [(TAKES.to_owned(), TAKES_CAPTURED.to_owned())].into(),
         ..NodeInfo::default()
     };
     let stop = CancellationToken::new();

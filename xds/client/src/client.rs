@@ -49,6 +49,9 @@ pub struct Demand(mpsc::Sender<Wish>);
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Wish {
     Ask(Lookup),
+    /// On demand: these need not be kept up to date any more. From when they are not comes as
+    /// [`Update::Forgotten`](crate::Update::Forgotten), and what only they meant as
+    /// [`Update::Unasked`](crate::Update::Unasked).
     Forget(Vec<Lookup>),
 }
 
@@ -67,23 +70,20 @@ impl Demand {
     /// # Errors
     /// Never waits: [`AskError::Full`] when too many questions wait.
     pub fn ask(&self, lookup: Lookup) -> Result<(), AskError> {
-        self.wish(Wish::Ask(lookup))
+        self.0
+            .try_send(Wish::Ask(lookup))
+            .map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => AskError::Full,
+                mpsc::error::TrySendError::Closed(_) => AskError::Stopped,
+            })
     }
 
-    /// On demand: these need not be kept up to date any more. What only they meant comes as
-    /// [`Update::Unasked`](crate::Update::Unasked).
+    /// Waits for room for one wish.
     ///
     /// # Errors
-    /// As for [`Self::ask`].
-    pub fn forget(&self, lookups: Vec<Lookup>) -> Result<(), AskError> {
-        self.wish(Wish::Forget(lookups))
-    }
-
-    fn wish(&self, wish: Wish) -> Result<(), AskError> {
-        self.0.try_send(wish).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => AskError::Full,
-            mpsc::error::TrySendError::Closed(_) => AskError::Stopped,
-        })
+    /// [`AskError::Stopped`].
+    pub async fn room(&self) -> Result<mpsc::Permit<'_, Wish>, AskError> {
+        self.0.reserve().await.map_err(|_| AskError::Stopped)
     }
 
     /// For consumers' own tests: the wishes come out of the receiver.
@@ -177,9 +177,9 @@ impl Task {
                     self.wish(wish);
                     continue;
                 }
-                room = room(&self.batches, &self.answers_in), if self.session.has_loose() => match room {
+                room = room(&self.batches, &self.answers_in), if self.session.has_let_go() => match room {
                     Some(slot) => {
-                        slot.fill(self.session.take_loose());
+                        slot.fill(self.session.take_let_go());
                         continue;
                     }
                     None => return,
@@ -209,10 +209,10 @@ impl Task {
         let mut responses: Option<Streaming<DeltaDiscoveryResponse>> = None;
         let mut slot: Option<Slot> = None;
         loop {
-            if self.session.has_loose()
+            if self.session.has_let_go()
                 && let Some(slot) = slot.take()
             {
-                slot.fill(self.session.take_loose());
+                slot.fill(self.session.take_let_go());
             }
             let event = tokio::select! {
                 opened = &mut call, if responses.is_none() => match opened {
@@ -274,7 +274,7 @@ impl Task {
                     tracing::debug!(%error, "a question was refused");
                 }
             }
-            Wish::Forget(lookups) => self.session.forget(&lookups),
+            Wish::Forget(lookups) => self.session.forget(lookups),
         }
     }
 

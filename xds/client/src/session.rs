@@ -150,11 +150,8 @@ impl Session {
                 // Both at once: on demand, beginning with nothing.
                 request.resource_names_subscribe = vec!["*".to_owned()];
                 request.resource_names_unsubscribe = vec!["*".to_owned()];
-                for (name, answer) in self.asked.answers() {
-                    // A resource's own name has its version already.
-                    let versions = &mut request.initial_resource_versions;
-                    versions.entry(name.clone()).or_insert(answer.to_owned());
-                }
+                let answers = self.asked.answers();
+                request.initial_resource_versions.extend(answers);
             }
             self.outbox.push_back(request);
         }
@@ -180,31 +177,30 @@ impl Session {
         self.asked.ask(now, lookup)
     }
 
-    /// On demand: these need not be kept up to date any more. What only they meant is [let go](Self::take_loose).
-    pub fn forget(&mut self, lookups: &[Lookup]) {
+    /// On demand: these need not be kept up to date any more. That they are [let go](Self::take_let_go), with what only they
+    /// meant, comes in the order of what is received.
+    pub fn forget(&mut self, lookups: Vec<Lookup>) {
         let names = self.asked.forget(lookups);
         self.unsubscribe(names);
     }
 
     /// Has something been let go since the last response?
-    pub fn has_loose(&self) -> bool {
-        self.asked.has_loose()
+    pub fn has_let_go(&self) -> bool {
+        self.asked.has_let_go()
     }
 
     /// What that is; to be answered like a response.
-    pub fn take_loose(&mut self) -> Received {
-        let loose = self.asked.take_loose();
-        self.unsubscribe(loose.iter().map(ToString::to_string).collect());
-        let updates = loose.iter().cloned().map(Update::Unasked).collect();
-        let changes = Changes {
-            removed: loose.into_iter().collect(),
-            ..Changes::default()
-        };
+    pub fn take_let_go(&mut self) -> Received {
+        let (mut updates, loose) = self.asked.take_let_go();
+        updates.extend(loose.iter().cloned().map(Update::Unasked));
         let unanswered = Unanswered {
             resource_type: ResourceType::Address,
             to: None,
             rejection: None,
-            changes,
+            changes: Changes {
+                removed: loose.into_iter().collect(),
+                ..Changes::default()
+            },
         };
         Received {
             id: self.enter(unanswered),
@@ -215,7 +211,6 @@ impl Session {
         }
     }
 
-    /// A name that is not subscribed to does no harm.
     fn unsubscribe(&mut self, names: Vec<String>) {
         if !names.is_empty() && self.connect_at().is_none() {
             self.outbox.push_back(DeltaDiscoveryRequest {
@@ -272,7 +267,6 @@ impl Session {
             &mut self.interner,
             self.config.max_resources,
         );
-        self.unsubscribe(parsed.loose.iter().map(ToString::to_string).collect());
         let version: Arc<str> = response.system_version_info.into();
         if resource_type == ResourceType::Address {
             self.version = version.clone();

@@ -52,6 +52,8 @@ pub enum Update {
     /// On demand: a question is answered, by what this batch and those before it have brought, and kept up to date from here
     /// on.
     Found(Lookup),
+    /// On demand: a question was given up, and is not kept up to date from here on.
+    Forgotten(Lookup),
     /// On demand: nothing that is asked means this workload or service any more. It is not kept up to date.
     Unasked(Arc<str>),
 }

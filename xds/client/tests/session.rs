@@ -464,16 +464,38 @@ fn brings(
     words(&received.updates)
 }
 
+/// What is let go without a response.
+fn lets_go(session: &mut Session) -> Vec<String> {
+    assert!(session.has_let_go());
+    let received = session.take_let_go();
+    session.answer(received.id, Ok(()));
+    assert!(!session.has_let_go());
+    words(&received.updates)
+}
+
 fn words(updates: &[Update]) -> Vec<String> {
     let word = |update: &Update| match update {
         Update::Workload(workload) => workload.uid.to_string(),
         Update::AddressRemoved(name) => format!("{name} is gone"),
+        Update::Forgotten(lookup) => format!("{lookup} forgotten"),
         Update::Found(lookup) => format!("{lookup} found"),
         Update::NotFound(lookup) => format!("{lookup} not found"),
         Update::Unasked(name) => format!("{name} let go"),
         other => panic!("{other:?}"),
     };
     updates.iter().map(word).collect()
+}
+
+/// Names that are subscribed to, and after `-` those that are not any more, of what is sent now.
+fn subscriptions(session: &mut Session) -> Vec<String> {
+    let requests = sent(session).into_iter();
+    requests
+        .flat_map(|one| {
+            let given_up = one.resource_names_unsubscribe.into_iter();
+            let given_up = given_up.map(|name| format!("-{name}"));
+            given_up.chain(one.resource_names_subscribe)
+        })
+        .collect()
 }
 
 /// What the next stream begins with.
@@ -491,98 +513,109 @@ fn come_again(session: &mut Session, now: Instant) -> Vec<(String, String)> {
 #[test]
 fn on_demand_begins_with_nothing_and_keeps_what_it_asked_for() {
     let (mut session, now) = on_demand(&[key("10.0.0.9"), key("10.0.0.7")]);
-    let answer = vec![named("w9", &["/10.0.0.9"])];
+    let answer = vec![named("w9", &["/10.0.0.9?1"])];
     assert_eq!(
-        brings(&mut session, now, answer.clone(), &["/10.0.0.7"]),
+        brings(&mut session, now, answer.clone(), &["/10.0.0.7?2"]),
         ["/10.0.0.7 not found", "w9", "/10.0.0.9 found"]
     );
     // What is kept up to date is not asked again, and its next state is no answer any more.
-    session
-        .ask(now + Duration::from_secs(3600), key("10.0.0.9"))
-        .unwrap();
-    assert!(
-        sent(&mut session)
-            .iter()
-            .all(|one| !one.response_nonce.is_empty())
-    );
+    let later = now + Duration::from_secs(3600);
+    session.ask(later, key("10.0.0.9")).unwrap();
+    assert_eq!(subscriptions(&mut session), Vec::<String>::new());
     assert_eq!(brings(&mut session, now, answer, &[]), ["w9"]);
 
     session.ask(now, key("10.0.0.8")).unwrap();
     let versions = come_again(&mut session, now);
+    let means = format!("+{:016x}", podveil_model::digest(["w9"]));
     let expected = [
-        ("/10.0.0.7", "-"),
-        ("/10.0.0.8", ""),
-        ("/10.0.0.9", "+"),
+        ("/10.0.0.7?2", "-"),
+        ("/10.0.0.8?3", ""),
+        ("/10.0.0.9?1", &*means),
         ("w9", "v1"),
     ];
     let expected = expected.map(|(name, version)| (name.to_owned(), version.to_owned()));
-    assert_eq!(
-        versions, expected,
-        "an open question is told with an empty version"
-    );
+    assert_eq!(versions, expected);
 }
 
 #[test]
 fn on_demand_what_nothing_asked_for_means_any_more_is_let_go() {
-    let service = "/10.96.0.1";
+    let (service, address) = ("/10.96.0.1?1", "/10.0.0.9?2");
     let (mut session, now) = on_demand(&[key("10.96.0.1"), key("10.0.0.9")]);
-    let both = vec![
-        named("w1", &[service]),
-        named("w9", &[service, "/10.0.0.9"]),
-    ];
+    let both = || vec![named("w1", &[service]), named("w9", &[service, address])];
     assert_eq!(
-        brings(&mut session, now, both, &[]),
+        brings(&mut session, now, both(), &[]),
         ["w1", "w9", "/10.0.0.9 found", "/10.96.0.1 found"]
     );
     sent(&mut session);
     // By the server: its last state is told too.
     let left = vec![named("w1", &[])];
     assert_eq!(brings(&mut session, now, left, &[]), ["w1", "w1 let go"]);
-    let names: Vec<_> = (sent(&mut session).into_iter())
-        .flat_map(|one| one.resource_names_unsubscribe)
-        .collect();
-    assert_eq!(names, ["w1"], "whatever the stream began with");
+    // Answered anew, with other resources than before.
+    brings(&mut session, now, both(), &[]);
+    let anew = vec![named("w2", &[service])];
+    assert_eq!(
+        brings(&mut session, now, anew, &[service]),
+        [
+            "/10.96.0.1 not found",
+            "w2",
+            "w1 let go",
+            "/10.96.0.1 found"
+        ]
+    );
     // Nobody has the service's address any more; one is still asked for by its own.
     assert_eq!(
         brings(&mut session, now, vec![], &[service]),
-        [format!("{service} not found")]
+        ["/10.96.0.1 not found", "w2 let go"]
     );
-    // By the consumer.
-    session.forget(&[key("10.0.0.9"), key("10.0.0.9"), key("10.0.0.1")]);
-    assert!(session.has_loose());
-    let received = session.take_loose();
-    assert_eq!(words(&received.updates), ["w9 let go"]);
-    session.answer(received.id, Ok(()));
-    assert!(!session.has_loose());
-    let unsubscribed: Vec<_> = (sent(&mut session).into_iter())
-        .flat_map(|one| one.resource_names_unsubscribe)
-        .collect();
-    assert_eq!(unsubscribed, ["/10.0.0.9", "w9"]);
+    sent(&mut session);
+    // By the consumer, who is told from when on.
+    session.forget(vec![key("10.0.0.9"), key("10.0.0.1")]);
+    assert_eq!(subscriptions(&mut session), ["-/10.0.0.9?2"]);
+    assert_eq!(
+        lets_go(&mut session),
+        ["/10.0.0.9 forgotten", "/10.0.0.1 forgotten", "w9 let go"]
+    );
     let versions = come_again(&mut session, now);
     assert_eq!(versions, [(service.to_owned(), "-".to_owned())]);
 }
 
 #[test]
-fn on_demand_what_came_too_late_or_is_gone_is_not_held() {
+fn on_demand_what_was_on_its_way_for_an_earlier_question_answers_no_later_one() {
     let (mut session, now) = on_demand(&[key("10.0.0.9")]);
-    session.forget(&[key("10.0.0.9")]);
-    let late = vec![named("w9", &["/10.0.0.9"])];
-    assert_eq!(brings(&mut session, now, late.clone(), &[]), ["w9 let go"]);
+    let first = || vec![named("w9", &["/10.0.0.9?1"])];
+    brings(&mut session, now, first(), &[]);
+    sent(&mut session);
+    session.forget(vec![key("10.0.0.9")]);
     session.ask(now, key("10.0.0.9")).unwrap();
-    brings(&mut session, now, late, &[]);
+    // Both of the server's from before it hears of that, and in the order of what is received.
     assert_eq!(
-        brings(&mut session, now, vec![], &["w9", "/10.0.0.9"]),
+        brings(&mut session, now, first(), &[]),
+        ["/10.0.0.9 forgotten", "w9 let go", "w9 let go"]
+    );
+    assert_eq!(
+        brings(&mut session, now, vec![], &["/10.0.0.9?1"]),
+        Vec::<String>::new()
+    );
+    let asked = subscriptions(&mut session);
+    assert_eq!(asked, ["-/10.0.0.9?1", "/10.0.0.9?2"]);
+    let second = vec![named("w9", &["/10.0.0.9?2"])];
+    assert_eq!(
+        brings(&mut session, now, second, &[]),
+        ["w9", "/10.0.0.9 found"]
+    );
+    assert_eq!(
+        brings(&mut session, now, vec![], &["w9", "/10.0.0.9?2"]),
         ["w9 is gone", "/10.0.0.9 not found"]
     );
-    assert!(!session.has_loose(), "it is gone, not let go");
+    assert!(!session.has_let_go(), "it is gone, not let go");
 }
 
 #[test]
 fn on_demand_a_resource_that_is_not_understood_answers_nothing() {
     let (mut session, now) = on_demand(&[key("10.96.0.1")]);
-    let mut broken = named("w2", &["/10.96.0.1"]);
+    let mut broken = named("w2", &["/10.96.0.1?1"]);
     broken.resource = None;
-    let half = vec![named("w1", &["/10.96.0.1"]), broken];
+    let half = vec![named("w1", &["/10.96.0.1?1"]), broken];
     assert_eq!(brings(&mut session, now, half, &[]), ["w1"]);
 }
 

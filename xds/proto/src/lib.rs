@@ -65,6 +65,11 @@ pub mod podveil {
 /// Workloads in one [`Awaited`](podveil::node::v1::Awaited); more is not the protocol.
 pub const MAX_AWAITED: usize = 1000;
 
+/// Key in a subscriber's node metadata, and its one value: of all workloads and services only workloads, and of their changes
+/// only those that concern whoever captures them. A control plane that does not know it sends everything.
+pub const TAKES: &str = "PODVEIL_TAKES";
+pub const TAKES_CAPTURED: &str = "captured";
+
 /// Type URLs of the xDS resources.
 pub mod type_url {
     pub const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! By what a resource is asked for, and what is meant by what is asked for.
 
-use crate::published::{Entry, Set, Source};
+use crate::published::{Changed, Entry, Set, Source};
 use podveil_identity::KubernetesName;
 use podveil_model::{Lookup, Workload};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -121,7 +121,7 @@ impl Set {
     }
 
     /// Whoever owns the addresses that an endpoint has and does not own.
-    pub(crate) fn owners(&self, entry: &Entry) -> impl Iterator<Item = &Arc<Entry>> {
+    fn owners(&self, entry: &Entry) -> impl Iterator<Item = &Arc<Entry>> {
         let borrowed = match &entry.source {
             Source::Workload(workload)
                 if workload.host_network && !workload.services.is_empty() =>
@@ -136,21 +136,38 @@ impl Set {
             .flatten()
     }
 
-    /// All names by which a resource may have been asked for, its own included.
+    /// What every name of it is about by which a resource may have been asked for, its own included.
     pub(crate) fn names_of(&self, name: &str, source: &Source) -> BTreeSet<String> {
+        self.names_then_and_now(name, source, &BTreeMap::new())
+    }
+
+    /// The same, by the names too that its services have had meanwhile.
+    pub(crate) fn names_then_and_now(
+        &self,
+        name: &str,
+        source: &Source,
+        changed: &BTreeMap<&Arc<str>, Changed<'_>>,
+    ) -> BTreeSet<String> {
         let mut names = source.own_names(name);
-        if let Source::Workload(workload) = source {
-            let mut services: BTreeSet<String> =
-                workload.services.keys().map(ToString::to_string).collect();
-            if !workload.host_network {
-                let borrowed = &self.found_by().borrowed;
-                let borrowing = workload.addresses.iter().filter_map(|ip| borrowed.get(ip));
-                services.extend(borrowing.flatten().cloned());
-            }
-            for service in services {
-                if let Some(service) = self.get(&service) {
-                    names.extend(service.source.own_names(&service.name));
-                }
+        let Source::Workload(workload) = source else {
+            return names;
+        };
+        let mut services: BTreeSet<String> =
+            workload.services.keys().map(ToString::to_string).collect();
+        if !workload.host_network {
+            let borrowed = &self.found_by().borrowed;
+            let borrowing = workload.addresses.iter().filter_map(|ip| borrowed.get(ip));
+            services.extend(borrowing.flatten().cloned());
+        }
+        for service in &services {
+            let before = changed.get(&Arc::from(service.as_str()));
+            let before = before
+                .into_iter()
+                .flat_map(|change| &change.before)
+                .copied();
+            let now = self.get(service).map(|entry| &entry.source);
+            for source in before.chain(now) {
+                names.extend(source.own_names(service));
             }
         }
         names
@@ -184,6 +201,15 @@ impl Source {
             }
         }
         names
+    }
+
+    /// Are others found through it? A service's endpoints, and whoever owns an address that an endpoint borrows.
+    pub(crate) fn leads_to_others(&self) -> bool {
+        match self {
+            Self::Mesh(_) | Self::Policy(_) => false,
+            Self::Service(_) => true,
+            Self::Workload(workload) => workload.host_network && !workload.services.is_empty(),
+        }
     }
 
     /// Is it found by the same lookups as `other`?

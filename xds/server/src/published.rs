@@ -21,6 +21,8 @@ const VERSION_BYTES: usize = 16;
 pub(crate) const MAX_LOG_SETS: usize = 4096;
 /// Names in the log; one is a pointer into the set. Enough for a large cluster's workloads to change several times.
 const MAX_LOG_NAMES: usize = 1 << 18;
+/// What something was before, kept for itself, weighs as much as so many names.
+const BEFORE_WEIGHS: usize = 8;
 
 /// The types served. The order is the order of sending: a policy should be there before the workload that names it.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -75,6 +77,21 @@ struct Change {
     name: Arc<str>,
     /// What it was, where it is found by other [lookups](podveil_model::Lookup) now, or by none.
     before: Option<Source>,
+    /// It was not there before, or is found by other lookups.
+    moved: bool,
+    /// It is a workload, and not only in whether connections are sent there.
+    captured: bool,
+}
+
+/// What happened to a name since some set.
+#[derive(Debug, Default)]
+pub(crate) struct Changed<'a> {
+    /// What it has been, where it is found by other lookups now.
+    pub(crate) before: Vec<&'a Source>,
+    /// It was not there in between, or is found by other lookups.
+    pub(crate) moved: bool,
+    /// See [`Workload::is_captured_like`].
+    pub(crate) captured: bool,
 }
 
 #[derive(Debug)]
@@ -151,12 +168,7 @@ impl Set {
                     match held {
                         Some(held) if held.version == entry.version => held.clone(),
                         _ => {
-                            changed.push(Change {
-                                name: entry.name.clone(),
-                                before: held
-                                    .filter(|held| !held.source.is_found_like(&entry.source))
-                                    .map(|held| held.source.clone()),
-                            });
+                            changed.push(Change::of(&entry, held.map(|held| &held.source)));
                             Arc::new(entry)
                         }
                     }
@@ -170,12 +182,10 @@ impl Set {
         }
         let mut log = before.log.clone();
         log.push_back(changed.into());
-        let mut names: usize = log
-            .iter()
-            .map(|changed: &Arc<[Change]>| changed.len())
-            .sum();
-        while log.len() > MAX_LOG_SETS || names > MAX_LOG_NAMES {
-            names -= log.pop_front().map_or(names, |oldest| oldest.len());
+        let weight = |set: &Arc<[Change]>| set.iter().map(Change::weight).sum::<usize>();
+        let mut all: usize = log.iter().map(weight).sum();
+        while log.len() > MAX_LOG_SETS || all > MAX_LOG_NAMES {
+            all -= log.pop_front().map_or(all, |oldest| weight(&oldest));
         }
         Arc::new(Self {
             entries,
@@ -189,15 +199,16 @@ impl Set {
         self.sequence
     }
 
-    /// The names that may mean something else than in the set of this sequence, each once, with what they have been since
-    /// where they are found by other lookups now; `None` if that was too long ago.
-    pub(crate) fn changed_since(&self, sequence: u64) -> Option<BTreeMap<&Arc<str>, Vec<&Source>>> {
+    /// The names that may mean something else than in the set of this sequence, each once; `None` if that was too long ago.
+    pub(crate) fn changed_since(&self, sequence: u64) -> Option<BTreeMap<&Arc<str>, Changed<'_>>> {
         let behind = usize::try_from(self.sequence.checked_sub(sequence)?).ok()?;
         let known = self.log.len().checked_sub(behind)?;
-        let mut changed: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        let mut changed: BTreeMap<_, Changed<'_>> = BTreeMap::new();
         for change in self.log.iter().skip(known).flat_map(|set| set.iter()) {
-            let before = changed.entry(&change.name).or_default();
-            before.extend(&change.before);
+            let one = changed.entry(&change.name).or_default();
+            one.before.extend(&change.before);
+            one.moved |= change.moved;
+            one.captured |= change.captured;
         }
         Some(changed)
     }
@@ -217,10 +228,29 @@ impl Set {
 }
 
 impl Change {
+    fn weight(&self) -> usize {
+        1 + BEFORE_WEIGHS * usize::from(self.before.is_some())
+    }
+
+    fn of(entry: &Entry, held: Option<&Source>) -> Self {
+        let before = held.filter(|held| !held.is_found_like(&entry.source));
+        Self {
+            name: entry.name.clone(),
+            moved: held.is_none() || before.is_some(),
+            before: before.cloned(),
+            captured: match held {
+                Some(held) => !held.is_captured_like(&entry.source),
+                None => entry.source.is_workload(),
+            },
+        }
+    }
+
     fn gone(entry: &Arc<Entry>) -> Self {
         Self {
             name: entry.name.clone(),
             before: Some(entry.source.clone()),
+            moved: true,
+            captured: entry.source.is_workload(),
         }
     }
 }
@@ -254,6 +284,18 @@ impl Source {
             Self::Policy(policy) => policy.key.to_string().into(),
             Self::Service(service) => service.key.to_string().into(),
             Self::Workload(workload) => workload.uid.0.clone(),
+        }
+    }
+
+    pub(crate) fn is_workload(&self) -> bool {
+        matches!(self, Self::Workload(_))
+    }
+
+    /// Does a difference between them concern nobody who captures?
+    fn is_captured_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Workload(one), Self::Workload(other)) => one.is_captured_like(other),
+            (one, other) => !one.is_workload() && !other.is_workload(),
         }
     }
 

@@ -6,7 +6,9 @@ mod subscription;
 use crate::Version;
 use crate::published::{Kind, Published};
 use crate::response::Response;
-use podveil_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+use podveil_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Node};
+use podveil_proto::{TAKES, TAKES_CAPTURED};
+use prost_types::value::Kind as Value;
 use std::collections::BTreeMap;
 use subscription::Subscription;
 pub(crate) use subscription::TooFarBehind;
@@ -81,7 +83,8 @@ impl Subscriber {
         let subscription = self.types.entry(kind).or_insert_with(|| {
             // SPEC: a first request without names means all of them.
             let wildcard = request.resource_names_subscribe.is_empty();
-            Subscription::new(wildcard, request.initial_resource_versions)
+            let captured_only = kind == Kind::Address && request.node.is_some_and(takes_captured);
+            Subscription::new(wildcard, captured_only, request.initial_resource_versions)
         });
         subscription.answered(&request.response_nonce);
         subscription.subscribe(request.resource_names_subscribe);
@@ -129,6 +132,16 @@ impl Subscriber {
         }
         Ok(None)
     }
+}
+
+/// Does it say of itself that it takes what concerns who captures?
+fn takes_captured(node: Node) -> bool {
+    let metadata = node.metadata.unwrap_or_default();
+    let takes = metadata
+        .fields
+        .get(TAKES)
+        .and_then(|value| value.kind.as_ref());
+    matches!(takes, Some(Value::StringValue(takes)) if takes == TAKES_CAPTURED)
 }
 
 #[cfg(test)]

@@ -1,25 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 use super::AskRefused;
-use podveil_model::Lookup;
+use crate::Update;
+use podveil_model::{Lookup, Question, digest};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Questions, by their names on the wire. Bounded; when it is full, questions that were never answered within the
-/// timeout make room, then further ones are refused.
+/// Lookups that are asked for, by their text. Bounded; when it is full, those that were never answered within the timeout
+/// make room, then further ones are refused.
+///
+/// On demand they go on the wire with a number, another one each time: what the server still sends for an earlier time, before
+/// it hears that that was given up, is no answer.
 #[derive(Debug)]
 pub(super) struct Asked {
-    questions: BTreeMap<String, Question>,
+    questions: BTreeMap<String, Asking>,
     unsent: BTreeSet<String>,
     /// On demand: what was answered is kept, because nothing else keeps it up to date.
     kept: Option<Kept>,
+    numbers: u64,
     limit: usize,
     timeout: Duration,
 }
 
 #[derive(Debug)]
-struct Question {
+struct Asking {
     lookup: Lookup,
+    number: u64,
     at: Instant,
     answer: Answer,
 }
@@ -37,6 +43,7 @@ enum Answer {
 struct Kept {
     meant_by: HashMap<Arc<str>, BTreeSet<String>>,
     loose: BTreeSet<Arc<str>>,
+    forgotten: Vec<Lookup>,
 }
 
 impl Asked {
@@ -45,14 +52,15 @@ impl Asked {
             questions: BTreeMap::new(),
             unsent: BTreeSet::new(),
             kept: keep.then(Kept::default),
+            numbers: 0,
             limit,
             timeout,
         }
     }
 
     pub(super) fn ask(&mut self, now: Instant, lookup: Lookup) -> Result<(), AskRefused> {
-        let wire = lookup.to_string();
-        if let Some(question) = self.questions.get_mut(&wire) {
+        let about = lookup.to_string();
+        if let Some(question) = self.questions.get_mut(&about) {
             let answered = question.answer != Answer::Open && self.kept.is_some();
             if answered || now.duration_since(question.at) < self.timeout {
                 return Ok(());
@@ -62,105 +70,143 @@ impl Asked {
             if self.questions.len() >= self.limit {
                 self.make_room(now)?;
             }
-            let question = Question {
+            self.numbers += 1;
+            let question = Asking {
                 lookup,
+                number: self.numbers,
                 at: now,
                 answer: Answer::Open,
             };
-            self.questions.insert(wire.clone(), question);
+            self.questions.insert(about.clone(), question);
         }
-        self.unsent.insert(wire);
+        self.unsent.insert(about);
         Ok(())
     }
 
     fn make_room(&mut self, now: Instant) -> Result<(), AskRefused> {
         let timeout = self.timeout;
         let is_waited_for =
-            |one: &Question| one.answer != Answer::Open || now.duration_since(one.at) < timeout;
+            |one: &Asking| one.answer != Answer::Open || now.duration_since(one.at) < timeout;
         self.questions.retain(|_, one| is_waited_for(one));
-        self.unsent.retain(|wire| self.questions.contains_key(wire));
+        self.unsent
+            .retain(|about| self.questions.contains_key(about));
         if self.questions.len() < self.limit {
             return Ok(());
         }
         Err(AskRefused { limit: self.limit })
     }
 
+    /// How a question is called on the wire.
+    fn name(&self, about: &str, question: &Asking) -> String {
+        let number = question.number;
+        match self.kept {
+            Some(_) => Question { about, number }.to_string(),
+            None => about.to_owned(),
+        }
+    }
+
+    /// What a name on the wire is about, if it is that of a question that is asked now.
+    fn about<'a>(&self, name: &'a str) -> Option<&'a str> {
+        let (about, number) = match self.kept {
+            Some(_) => Question::parse(name).map(|one| (one.about, Some(one.number)))?,
+            None => (name, None),
+        };
+        let question = self.questions.get(about)?;
+        (number.is_none_or(|number| number == question.number)).then_some(about)
+    }
+
     /// These are not asked any more; their names on the wire, where they were.
-    pub(super) fn forget(&mut self, lookups: &[Lookup]) -> Vec<String> {
-        let (mut asked, mut meant) = (Vec::new(), HashSet::new());
-        for wire in lookups.iter().map(ToString::to_string) {
-            let Some(question) = self.questions.remove(&wire) else {
-                continue;
-            };
-            self.unsent.remove(&wire);
-            if question.answer == Answer::Somebody {
-                meant.insert(wire.clone());
+    pub(super) fn forget(&mut self, lookups: Vec<Lookup>) -> Vec<String> {
+        let (mut names, mut meant) = (Vec::new(), HashSet::new());
+        for lookup in lookups {
+            let about = lookup.to_string();
+            if let Some(question) = self.questions.remove(&about) {
+                self.unsent.remove(&about);
+                names.push(self.name(&about, &question));
+                if question.answer == Answer::Somebody {
+                    meant.insert(about);
+                }
             }
-            asked.push(wire);
+            // Whether it was or not: who forgets waits for the word.
+            if let Some(kept) = &mut self.kept {
+                kept.forgotten.push(lookup);
+            }
         }
         if let Some(kept) = &mut self.kept {
             kept.mean_nobody(&meant);
         }
-        asked
+        names
     }
 
-    /// A name was among the removed: if it was asked for, it means nobody now. On demand, what it meant before may be loose.
+    /// A name was among the removed: if it is that of a question, that means nobody now. On demand, what it meant before may be
+    /// loose.
     pub(super) fn nobody(&mut self, name: &str) -> Option<Lookup> {
-        self.unsent.remove(name);
+        let about = self.about(name);
         let Some(kept) = &mut self.kept else {
-            return self.questions.remove(name).map(|question| question.lookup);
+            self.unsent.remove(name);
+            return self
+                .questions
+                .remove(about?)
+                .map(|question| question.lookup);
         };
         kept.gone(name);
-        let question = self.questions.get_mut(name)?;
+        let question = self.questions.get_mut(about?)?;
         if std::mem::replace(&mut question.answer, Answer::Nobody) == Answer::Somebody {
-            kept.mean_nobody(&HashSet::from([name.to_owned()]));
+            kept.mean_nobody(&HashSet::from([about?.to_owned()]));
         }
         Some(question.lookup.clone())
     }
 
-    /// A resource came, with every name that it was asked by. Returns those that are answered by it; on demand `None` where
-    /// nothing that is asked means it.
-    pub(super) fn told(&mut self, name: &Arc<str>, aliases: &[String]) -> Option<Vec<String>> {
+    /// A resource came, with every name that it was asked by. Returns what those are about that are answered by it; on demand
+    /// `None` where nothing that is asked means it.
+    pub(super) fn told(&mut self, name: &Arc<str>, aliases: &[String]) -> Option<BTreeSet<String>> {
         let names = aliases.iter().map(String::as_str).chain([&**name]);
         let asked: BTreeSet<String> = names
-            .filter(|name| self.questions.contains_key(*name))
+            .filter_map(|name| self.about(name))
             .map(ToOwned::to_owned)
             .collect();
-        let answered = asked.iter().cloned().collect();
         if let Some(kept) = &mut self.kept {
             if asked.is_empty() {
                 kept.gone(name);
                 return None;
             }
             kept.loose.remove(name);
-            kept.meant_by.insert(name.clone(), asked);
+            kept.meant_by.insert(name.clone(), asked.clone());
         }
-        Some(answered)
+        Some(asked)
+    }
+
+    /// What those names are about, of a resource that was not understood.
+    pub(super) fn not_told(&self, aliases: &[String]) -> BTreeSet<String> {
+        let about = aliases.iter().filter_map(|name| self.about(name));
+        about.map(ToOwned::to_owned).collect()
     }
 
     /// Everything that answers this question has come. On demand, the question where that is news.
-    pub(super) fn answered(&mut self, wire: &str) -> Option<Lookup> {
-        self.unsent.remove(wire);
+    pub(super) fn answered(&mut self, about: &str) -> Option<Lookup> {
         if self.kept.is_none() {
-            self.questions.remove(wire);
+            self.unsent.remove(about);
+            self.questions.remove(about);
             return None;
         }
-        let question = self.questions.get_mut(wire)?;
+        let question = self.questions.get_mut(about)?;
         let before = std::mem::replace(&mut question.answer, Answer::Somebody);
         (before != Answer::Somebody).then(|| question.lookup.clone())
     }
 
-    pub(super) fn has_loose(&self) -> bool {
-        self.kept
-            .as_ref()
-            .is_some_and(|kept| !kept.loose.is_empty())
+    pub(super) fn has_let_go(&self) -> bool {
+        let some = |kept: &Kept| !kept.loose.is_empty() || !kept.forgotten.is_empty();
+        self.kept.as_ref().is_some_and(some)
     }
 
-    /// Resources that came and that nothing means any more.
-    pub(super) fn take_loose(&mut self) -> BTreeSet<Arc<str>> {
-        let kept = self.kept.as_mut();
-        kept.map(|kept| std::mem::take(&mut kept.loose))
-            .unwrap_or_default()
+    /// What was forgotten, and resources that nothing means any more.
+    pub(super) fn take_let_go(&mut self) -> (Vec<Update>, BTreeSet<Arc<str>>) {
+        let Some(kept) = &mut self.kept else {
+            return (Vec::new(), BTreeSet::new());
+        };
+        let forgotten = std::mem::take(&mut kept.forgotten);
+        let updates = forgotten.into_iter().map(Update::Forgotten);
+        (updates.collect(), std::mem::take(&mut kept.loose))
     }
 
     /// A new stream knows nothing of what was asked on the last. On demand it is told with what is held.
@@ -176,19 +222,31 @@ impl Asked {
     }
 
     pub(super) fn take_unsent(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.unsent).into_iter().collect()
+        let unsent = std::mem::take(&mut self.unsent);
+        let question = |about: &String| Some(self.name(about, self.questions.get(about)?));
+        unsent.iter().filter_map(question).collect()
     }
 
-    /// Every question, and what it was answered: empty where that is still to come.
-    pub(super) fn answers(&self) -> impl Iterator<Item = (&String, &'static str)> {
-        self.questions.iter().map(|(wire, question)| {
-            let answer = match question.answer {
-                Answer::Open => "",
-                Answer::Nobody => "-",
-                Answer::Somebody => "+",
-            };
-            (wire, answer)
-        })
+    /// Every question by its name on the wire, and what is known of the answer: nothing where it is still to come, `-` for
+    /// nobody, else `+` and the digest of all that it means.
+    pub(super) fn answers(&self) -> Vec<(String, String)> {
+        let mut means: HashMap<&str, BTreeSet<&str>> = HashMap::new();
+        for (name, questions) in self.kept.iter().flat_map(|kept| &kept.meant_by) {
+            for about in questions {
+                means.entry(about).or_default().insert(name);
+            }
+        }
+        let answer = |about: &str, question: &Asking| match question.answer {
+            Answer::Open => String::new(),
+            Answer::Nobody => "-".to_owned(),
+            Answer::Somebody => {
+                let names = means.get(about).into_iter().flatten().copied();
+                format!("+{:016x}", digest(names))
+            }
+        };
+        (self.questions.iter())
+            .map(|(about, question)| (self.name(about, question), answer(about, question)))
+            .collect()
     }
 }
 
@@ -204,13 +262,15 @@ impl Kept {
         if questions.is_empty() {
             return;
         }
-        let Self { meant_by, loose } = self;
-        meant_by.retain(|name, wires| {
-            wires.retain(|wire| !questions.contains(wire));
-            if wires.is_empty() {
+        let Self {
+            meant_by, loose, ..
+        } = self;
+        meant_by.retain(|name, asked| {
+            asked.retain(|about| !questions.contains(about));
+            if asked.is_empty() {
                 loose.insert(name.clone());
             }
-            !wires.is_empty()
+            !asked.is_empty()
         });
     }
 }

@@ -4,7 +4,7 @@ use super::held::{Changes, Known};
 use super::interner::Interner;
 use crate::parse::{self, Address, Malformed};
 use crate::{Rejected, ResourceType, Update};
-use podveil_model::Lookup;
+use podveil_model::{Lookup, Question};
 use podveil_proto::envoy::service::discovery::v3::Resource;
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -28,8 +28,6 @@ pub(super) struct Understood {
     pub(super) updates: Vec<Update>,
     pub(super) rejected: Vec<Rejected>,
     pub(super) changes: Changes,
-    /// On demand: what is not to be kept up to date any more.
-    pub(super) loose: Vec<Arc<str>>,
 }
 
 impl Contents {
@@ -44,10 +42,18 @@ impl Contents {
         max_resources: usize,
     ) -> Understood {
         let mut out = Understood::default();
+        let mut free = max_resources.saturating_sub(known.count());
+        if resource_type == ResourceType::Address {
+            // What the consumer gave up before this came.
+            let (forgotten, loose) = asked.take_let_go();
+            out.updates.extend(forgotten);
+            for name in loose {
+                out.let_go(name, None);
+            }
+        }
         for name in self.removed {
             out.remove(resource_type, name.into(), asked);
         }
-        let mut free = max_resources.saturating_sub(known.count());
         let (mut answered, mut unanswered) = (BTreeSet::new(), BTreeSet::new());
         for resource in self.resources {
             let name: Arc<str> = parse::shortened_to(&resource.name, MAX_NAME_BYTES).into();
@@ -70,7 +76,8 @@ impl Contents {
                         match asked.told(&name, &resource.aliases) {
                             Some(names) => answered.extend(names),
                             None => {
-                                out.let_go(name, (!new).then_some(update));
+                                let is_held = !new && !out.changes.removed.contains(&name);
+                                out.let_go(name, is_held.then_some(update));
                                 continue;
                             }
                         }
@@ -81,13 +88,7 @@ impl Contents {
                     free -= usize::from(new);
                 }
                 Err(error) => {
-                    unanswered.extend(
-                        resource
-                            .aliases
-                            .iter()
-                            .cloned()
-                            .chain([resource.name.clone()]),
-                    );
+                    unanswered.extend(asked.not_told(&resource.aliases));
                     if new && resource_type == ResourceType::Authorization {
                         out.updates.extend(stand_in(&name, &resource));
                     }
@@ -98,11 +99,14 @@ impl Contents {
                 }
             }
         }
-        for name in asked.take_loose() {
-            out.let_go(name, None);
+        if resource_type == ResourceType::Address {
+            let (_, loose) = asked.take_let_go();
+            for name in loose {
+                out.let_go(name, None);
+            }
         }
-        for wire in answered.difference(&unanswered) {
-            out.updates.extend(asked.answered(wire).map(Update::Found));
+        for about in answered.difference(&unanswered) {
+            out.updates.extend(asked.answered(about).map(Update::Found));
         }
         out
     }
@@ -113,15 +117,14 @@ impl Understood {
     fn let_go(&mut self, name: Arc<str>, last: Option<Update>) {
         self.updates.extend(last);
         self.updates.push(Update::Unasked(name.clone()));
-        self.changes.removed.insert(name.clone());
-        self.loose.push(name);
+        self.changes.removed.insert(name);
     }
 
     fn remove(&mut self, resource_type: ResourceType, name: Arc<str>, asked: &mut Asked) {
         match resource_type {
             ResourceType::Address => {
                 let question = asked.nobody(&name);
-                if Lookup::parse(&name).is_none() {
+                if Lookup::parse(&name).is_none() && Question::parse(&name).is_none() {
                     self.updates.push(Update::AddressRemoved(name.clone()));
                 }
                 self.updates.extend(question.map(Update::NotFound));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 use super::draft::Draft;
-use super::on_demand::OnDemand;
-use crate::published::Set;
+use super::on_demand::{OnDemand, wanted_at_first};
+use crate::published::{Entry, Set};
 use crate::response::Named;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,6 +10,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(super) struct Subscription {
     wildcard: bool,
+    /// Of everything, only workloads, and of their changes only those that concern whoever captures them.
+    captured_only: bool,
     /// What the client said it held when the stream began; empty once the first response is made.
     initial: BTreeMap<String, String>,
     /// What a client has been sent. `None` before the first response.
@@ -43,9 +45,14 @@ pub(super) struct Push {
 }
 
 impl Subscription {
-    pub(super) fn new(wildcard: bool, initial: BTreeMap<String, String>) -> Self {
+    pub(super) fn new(
+        wildcard: bool,
+        captured_only: bool,
+        initial: BTreeMap<String, String>,
+    ) -> Self {
         Self {
             wildcard,
+            captured_only,
             initial,
             sent: None,
             on_demand: OnDemand::default(),
@@ -88,7 +95,10 @@ impl Subscription {
 
     /// Names that cost memory as long as the stream lives.
     pub(super) fn names(&self) -> usize {
-        let initial = if self.wildcard { 0 } else { self.initial.len() };
+        let initial = match self.wildcard {
+            true => 0,
+            false => wanted_at_first(&self.initial),
+        };
         self.on_demand.names() + self.asked.len() + initial
     }
 
@@ -122,11 +132,11 @@ impl Subscription {
                 _ if self.wildcard => self.differences(now, &mut draft)?,
                 None => {
                     let initial = std::mem::take(&mut self.initial);
-                    self.on_demand.begin(initial, now, &mut draft);
+                    self.on_demand.begin(&initial, now, &mut draft);
                 }
                 Some(sent) => {
                     let changed = now.changed_since(sent.sequence).ok_or(TooFarBehind)?;
-                    self.on_demand.follow(changed, now, &mut draft);
+                    self.on_demand.follow(&changed, now, &mut draft);
                 }
             }
             self.sent = Some(Sent {
@@ -145,7 +155,7 @@ impl Subscription {
             if self.wildcard {
                 draft.answer(&name, now.find(&name));
             } else {
-                self.on_demand.answer(name, now, &mut draft);
+                self.on_demand.answer(&name, now, &mut draft);
             }
         }
         if draft.is_empty() && !first && !answers {
@@ -166,7 +176,8 @@ impl Subscription {
     fn differences(&mut self, now: &Arc<Set>, draft: &mut Draft) -> Result<(), TooFarBehind> {
         let Some(sent) = self.sent else {
             let initial = std::mem::take(&mut self.initial);
-            for entry in now.iter() {
+            let wanted = |entry: &&Arc<Entry>| !self.captured_only || entry.source.is_workload();
+            for entry in now.iter().filter(wanted) {
                 if initial.get(&*entry.name) != Some(&entry.version) {
                     draft.push(entry);
                 }
@@ -175,11 +186,11 @@ impl Subscription {
             gone.for_each(|name| draft.remove(name));
             return Ok(());
         };
-        for name in now
-            .changed_since(sent.sequence)
-            .ok_or(TooFarBehind)?
-            .into_keys()
-        {
+        let changed = now.changed_since(sent.sequence).ok_or(TooFarBehind)?;
+        for (name, change) in changed {
+            if self.captured_only && !change.captured {
+                continue;
+            }
             match now.get(name) {
                 Some(entry) => draft.push(entry),
                 None => draft.remove(name.to_string()),

@@ -542,7 +542,8 @@ fn on_demand_a_name_that_a_service_takes_over_means_its_endpoints_too() {
     assert_eq!(next(&mut pair), ["-/10.96.0.2"]);
     pair.publisher
         .publish(web(vec![service("web", "10.96.0.2", None)], [w1.clone()]));
-    let told = ["shop/web /10.96.0.2", "w1 /10.96.0.2"];
+    // Removed and told in one response: this is all that it means.
+    let told = ["shop/web /10.96.0.2", "w1 /10.96.0.2", "-/10.96.0.2"];
     assert_eq!(next(&mut pair), told);
     // And loses again.
     pair.publisher
@@ -553,7 +554,7 @@ fn on_demand_a_name_that_a_service_takes_over_means_its_endpoints_too() {
     assert_eq!(next(&mut pair), ["shop/web", "w1 shop/web"]);
     pair.publisher
         .publish(web(Vec::new(), [behind("w1", "10.0.0.1", &[])]));
-    assert_eq!(next(&mut pair), ["-shop/web"]);
+    assert_eq!(next(&mut pair), ["w1", "-shop/web"]);
 }
 
 #[test]
@@ -581,7 +582,16 @@ fn on_demand_whoever_owns_the_address_of_an_endpoint_without_a_pod_is_told_with_
         services(),
         [moved, owner, workload("next", "10.0.0.2")],
     ));
-    assert_eq!(next(&mut pair), ["endpoint /10.96.0.1", "next /10.96.0.1"]);
+    // Removed and told in one response: the owner from before is not among what it means.
+    assert_eq!(
+        next(&mut pair),
+        [
+            "endpoint /10.96.0.1",
+            "next /10.96.0.1",
+            "shop/web /10.96.0.1",
+            "-/10.96.0.1"
+        ]
+    );
 }
 
 #[test]
@@ -615,11 +625,63 @@ fn on_demand_a_nodes_workloads_and_a_host_port_are_found() {
 }
 
 #[test]
+fn on_demand_a_name_that_passes_from_one_service_to_another_means_the_other_ones_endpoints() {
+    let (w1, w2) = (
+        behind("w1", "10.0.0.1", &["one"]),
+        behind("w2", "10.0.0.2", &["two"]),
+    );
+    let both = |one: &str, two: &str| {
+        let services = vec![service("one", one, None), service("two", two, None)];
+        web(services, [w1.clone(), w2.clone()])
+    };
+    let mut pair = on_demand(both("10.96.0.1", "10.96.0.2"));
+    pair.ask(subscribe(&["/10.96.0.1?0", "/10.96.0.2?1"]));
+    next(&mut pair);
+    pair.publisher.publish(both("10.96.0.3", "10.96.0.1"));
+    assert_eq!(
+        next(&mut pair),
+        [
+            "shop/one",
+            "shop/two /10.96.0.1?0",
+            "w2 /10.96.0.1?0",
+            "-/10.96.0.1?0",
+            "-/10.96.0.2?1"
+        ]
+    );
+    // In one step with the end of the one it passes from, seen from a stream that was behind.
+    pair.publisher.publish(both("10.96.0.1", "10.96.0.2"));
+    let only = web(
+        vec![service("two", "10.96.0.1", None)],
+        [behind("w1", "10.0.0.1", &[]), w2.clone()],
+    );
+    pair.publisher.publish(only);
+    let told = next(&mut pair);
+    assert!(told.contains(&"w2 /10.96.0.1?0".to_owned()), "{told:?}");
+    assert!(told.contains(&"-/10.96.0.1?0".to_owned()), "{told:?}");
+}
+
+#[test]
+fn on_demand_a_question_asked_again_is_another_one() {
+    let mut pair = on_demand(snapshot([workload("w1", "10.0.0.1")]));
+    pair.ask(subscribe(&["/10.0.0.1?0"]));
+    assert_eq!(next(&mut pair), ["w1 /10.0.0.1?0"]);
+    pair.ask(subscribe(&["/10.0.0.1?1"]));
+    assert_eq!(next(&mut pair), ["w1 /10.0.0.1?0 /10.0.0.1?1"]);
+    pair.ask(DeltaDiscoveryRequest {
+        resource_names_unsubscribe: vec!["/10.0.0.1?0".into(), "w1".into()],
+        ..addresses()
+    });
+    pair.publisher.publish(snapshot([]));
+    assert_eq!(next(&mut pair), ["-/10.0.0.1?1", "-w1"]);
+}
+
+#[test]
 fn on_demand_one_that_comes_again_is_told_what_differs() {
     let services = || vec![service("web", "10.96.0.1", None)];
     let [w1, w2] = ["w1", "w2"].map(|uid| behind(uid, "10.0.0.1", &["web"]));
     let mut pair = on_demand(web(services(), [w1.clone(), w2.clone()]));
-    pair.ask(subscribe(&["/10.96.0.1", "/10.0.0.9"]));
+    let (address, nobody) = ("/10.96.0.1?3", "/10.0.0.9?4");
+    pair.ask(subscribe(&[address, nobody]));
     let answer = pair.poll().unwrap();
     let held: BTreeMap<String, String> = (answer.resources.iter())
         .map(|one| (one.name.clone(), one.version.clone()))
@@ -637,7 +699,8 @@ fn on_demand_one_that_comes_again_is_told_what_differs() {
         });
         next(pair)
     };
-    let asked = [("/10.96.0.1", "+"), ("/10.0.0.9", "-")];
+    let whole = format!("+{:016x}", podveil_model::digest(["shop/web", "w1", "w2"]));
+    let asked = [(address, &*whole), (nobody, "-")];
     assert_eq!(come_again(&mut pair, &asked), Vec::<String>::new());
     // It is followed as before.
     let unready = Workload {
@@ -646,26 +709,80 @@ fn on_demand_one_that_comes_again_is_told_what_differs() {
     };
     pair.publisher
         .publish(web(services(), [w1.clone(), unready.clone()]));
-    assert_eq!(next(&mut pair), ["w2 /10.96.0.1 shop/web"]);
+    assert_eq!(next(&mut pair), [format!("w2 {address}")]);
+    // The same is meant, and one of it differs.
+    assert_eq!(come_again(&mut pair, &asked), [format!("w2 {address}")]);
 
     // Meanwhile one has changed, one is gone, and there is one where nobody was.
     pair.publisher
         .publish(web(services(), [unready, workload("w9", "10.0.0.9")]));
     assert_eq!(
         come_again(&mut pair, &asked),
-        ["w2 /10.96.0.1 shop/web", "w9 /10.0.0.9", "-w1"]
+        [
+            format!("shop/web {address}"),
+            format!("w2 {address}"),
+            format!("w9 {nobody}"),
+            format!("-{nobody}"),
+            format!("-{address}"),
+            "-w1".into()
+        ]
     );
     // A question without an answer is answered, whatever is held.
     pair.publisher.publish(web(services(), [w1, w2]));
     assert_eq!(
-        come_again(&mut pair, &[("/10.96.0.1", ""), ("/10.0.0.9", "+")]),
+        come_again(&mut pair, &[(address, ""), (nobody, "+0")]),
         [
-            "shop/web /10.96.0.1",
-            "w1 /10.96.0.1 shop/web",
-            "w2 /10.96.0.1 shop/web",
-            "-/10.0.0.9"
+            format!("shop/web {address}"),
+            format!("w1 {address}"),
+            format!("w2 {address}"),
+            format!("-{nobody}"),
+            format!("-{address}")
         ]
     );
+}
+
+#[test]
+fn who_captures_is_told_of_workloads_and_of_what_concerns_capture_in_them() {
+    let services = || vec![service("web", "10.96.0.1", None)];
+    let w1 = behind("w1", "10.0.0.1", &["web"]);
+    let mut pair = Pair::new(web(services(), [w1.clone()]));
+    let value = prost_types::Value {
+        kind: Some(Value::StringValue(TAKES_CAPTURED.into())),
+    };
+    pair.ask(DeltaDiscoveryRequest {
+        node: Some(Node {
+            metadata: Some(prost_types::Struct {
+                fields: [(TAKES.to_owned(), value)].into(),
+            }),
+            ..Node::default()
+        }),
+        ..addresses()
+    });
+    assert_eq!(next(&mut pair), ["w1"]);
+    let unready = Workload {
+        health: Health::Unhealthy,
+        services: Default::default(),
+        ..w1.clone()
+    };
+    pair.publisher.publish(web(services(), [unready.clone()]));
+    assert_eq!(next(&mut pair), Vec::<String>::new());
+    pair.publisher.publish(web(Vec::new(), [unready.clone()]));
+    assert_eq!(next(&mut pair), Vec::<String>::new());
+    // A change that does, and one that does not since.
+    let wanted = Workload {
+        stage: Stage::Wanted,
+        ..unready
+    };
+    pair.publisher.publish(web(Vec::new(), [wanted.clone()]));
+    let ready = Workload {
+        health: Health::Healthy,
+        ..wanted
+    };
+    pair.publisher
+        .publish(web(services(), [ready.clone(), workload("w2", "10.0.0.2")]));
+    assert_eq!(next(&mut pair), ["w1", "w2"]);
+    pair.publisher.publish(web(services(), [ready]));
+    assert_eq!(next(&mut pair), ["-w2"]);
 }
 
 #[test]
