@@ -17,6 +17,7 @@
 
 mod accept;
 mod affinity;
+mod bounded;
 mod context;
 mod endpoints;
 mod handle;

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+use crate::bounded::{Bound, Bounded};
 use podveil_identity::{KubernetesName, WorkloadIdentity};
 use podveil_model::{
     Decision, Epoch, Health, Lookup, MeshConfig, Service, ServiceKey, Uid, Workload,
 };
 use podveil_policy::{Policy, PolicySet};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -505,27 +506,6 @@ fn precedence(workload: &Workload) -> (bool, Epoch, &Uid) {
     )
 }
 
-/// A map that forgets its oldest entry when it is full.
-#[derive(Clone, Debug)]
-struct Bounded<K, V> {
-    entries: HashMap<K, V>,
-    order: VecDeque<K>,
-}
-
-impl<K, V> Default for Bounded<K, V> {
-    fn default() -> Self {
-        Self {
-            entries: HashMap::new(),
-            order: VecDeque::new(),
-        }
-    }
-}
-
-/// Each kind of entry has its own bound.
-trait Bound {
-    const CAPACITY: usize;
-}
-
 impl Bound for Epoch {
     const CAPACITY: usize = TOMBSTONES;
 }
@@ -540,27 +520,4 @@ impl Bound for Vec<IpAddr> {
 
 impl Bound for () {
     const CAPACITY: usize = NEGATIVES;
-}
-
-impl<K: Clone + Eq + std::hash::Hash, V: Bound> Bounded<K, V> {
-    fn get(&self, key: &K) -> Option<&V> {
-        self.entries.get(key)
-    }
-
-    fn insert(&mut self, key: K, value: V) {
-        if self.entries.insert(key.clone(), value).is_none() {
-            self.order.push_back(key);
-        }
-        if self.order.len() > V::CAPACITY
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.entries.remove(&oldest);
-        }
-    }
-
-    fn remove(&mut self, key: &K) {
-        if self.entries.remove(key).is_some() {
-            self.order.retain(|other| other != key);
-        }
-    }
 }
