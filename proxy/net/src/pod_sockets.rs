@@ -159,6 +159,8 @@ impl PodSockets {
             .netns
             .run(|| {
                 let socket = self.socket(destination)?;
+                // Before the connect: one that is given up in the moment it succeeds is reset as well.
+                crate::prepare_application(&socket)?;
                 if let Some(source) = source {
                     set_source(&socket, source)?;
                 }
@@ -170,7 +172,7 @@ impl PodSockets {
                 source,
             })?;
         let connecting = TcpSocket::from_std_stream(socket.into()).connect(destination);
-        let stream = tokio::time::timeout(timeout, connecting)
+        tokio::time::timeout(timeout, connecting)
             .await
             .map_err(|_| ConnectError::NoAnswer {
                 destination,
@@ -179,12 +181,7 @@ impl PodSockets {
             .map_err(|source| ConnectError::Refused {
                 destination,
                 source,
-            })?;
-        crate::prepare_application(&stream).map_err(|source| ConnectError::Socket {
-            destination,
-            source,
-        })?;
-        Ok(stream)
+            })
     }
 
     /// A socket that does not block, for the family of `like`.

@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::future::Future;
 use std::io::{self, IoSlice, Read};
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -36,9 +37,10 @@ thread_local! {
 ///
 /// # Errors
 /// Of the kernel; the connection is to be dropped.
-pub fn prepare_application(stream: &TcpStream) -> io::Result<()> {
-    prepare(&SockRef::from(stream))?;
-    SockRef::from(stream).set_linger(Some(Duration::ZERO))
+pub fn prepare_application(socket: &impl AsFd) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    prepare(&socket)?;
+    socket.set_linger(Some(Duration::ZERO))
 }
 
 /// Options of a tunnel's socket: no delay, keepalive, and a bound on unacknowledged data.

@@ -2,8 +2,9 @@
 //! The relay between two TCP connections over loopback: `client` and `server` are the applications.
 
 use podveil_net::{Broken, Counters, Ended, Side, TcpEnd, prepare_application, relay};
-use std::future::pending;
+use std::future::{Future, pending};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -267,4 +268,22 @@ async fn sockets_of_a_namespace_listen_and_connect() {
             .await,
         Err(ConnectError::Refused { .. })
     ));
+}
+
+#[tokio::test]
+async fn a_connect_given_up_in_the_moment_it_succeeds_is_a_reset() {
+    use std::io::Read;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let netns = Arc::new(podveil_netns::NetNs::current().unwrap());
+    let sockets = podveil_net::PodSockets::new(netns, None);
+    let destination = listener.local_addr().unwrap();
+    let mut connecting = Box::pin(sockets.connect(destination, Duration::from_secs(5)));
+    // One poll dials. The runtime, which alone could tell that it succeeded, does not run before the connection is
+    // accepted.
+    let first = std::future::poll_fn(|cx| Poll::Ready(connecting.as_mut().poll(cx))).await;
+    assert!(first.is_pending());
+    let (mut server, _) = listener.accept().unwrap();
+    drop(connecting);
+    let error = server.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
 }
