@@ -190,7 +190,8 @@ impl Following {
                         waiting.remove(&uid);
                     }
                     Update::Service(_) => sent += 1,
-                    Update::Found(_) => unanswered -= 1,
+                    // A question may be answered anew.
+                    Update::Found(_) => unanswered = unanswered.saturating_sub(1),
                     _ => {}
                 }
             }

@@ -221,7 +221,7 @@ impl Pods {
         };
         if !info.addresses.is_empty() {
             let state = &self.inner.shared.state;
-            state.tell_local(uid.clone(), info.addresses.clone());
+            state.tell_local(uid.clone(), info.addresses.clone()).await;
         }
         if replaced {
             tracing::info!(%uid, "the pod has another network namespace or identity; its former one ends");

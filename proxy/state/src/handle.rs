@@ -20,8 +20,8 @@ pub enum Word {
     Wanted { lookup: Lookup, need: Need },
 }
 
-/// For how long something asked for is needed. It has a meaning only where the state is held on demand.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// For how long something asked for is needed, the longer the greater. It has a meaning only where the state is held on demand.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Need {
     /// For one look at it.
     Once,
@@ -82,7 +82,7 @@ impl StateHandle {
         if view.is_on_demand() {
             self.use_all(view.lookup_of_peer(ip));
         } else if !view.is_negative(ip) {
-            self.want(Lookup::Address(ip), Need::Used);
+            let _full_or_stopping = self.say(Lookup::Address(ip), Need::Used);
         }
     }
 
@@ -90,14 +90,19 @@ impl StateHandle {
     /// held while connections come back to them.
     pub fn use_all(&self, lookups: Vec<Lookup>) {
         for lookup in lookups {
-            if self.uses.note(&lookup) && !self.want(lookup.clone(), Need::Used) {
-                self.uses.forget([&lookup]);
-            }
+            self.want(lookup, Need::Used);
         }
     }
 
-    /// Asks for it. False: too many wait, or the process is stopping.
-    pub fn want(&self, lookup: Lookup, need: Need) -> bool {
+    /// Where the state is held on demand: asks for it, unless that has been said lately. If too many words wait it has not, and
+    /// the next one who needs it says so again.
+    pub fn want(&self, lookup: Lookup, need: Need) {
+        if self.uses.note(&lookup, need) && !self.say(lookup.clone(), need) {
+            self.uses.forget([&lookup]);
+        }
+    }
+
+    fn say(&self, lookup: Lookup, need: Need) -> bool {
         self.words.try_send(Word::Wanted { lookup, need }).is_ok()
     }
 
@@ -107,8 +112,8 @@ impl StateHandle {
     }
 
     /// Tells what the node says of a workload of its own that the control plane has no address of yet.
-    pub fn tell_local(&self, uid: Uid, addresses: Vec<IpAddr>) {
-        let _full_or_stopping = self.words.try_send(Word::Local { uid, addresses });
+    pub async fn tell_local(&self, uid: Uid, addresses: Vec<IpAddr>) {
+        let _stopping = self.words.send(Word::Local { uid, addresses }).await;
     }
 
     /// Waits until `look` finds what it wants in the state; `None` when the deadline passes first.

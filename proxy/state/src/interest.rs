@@ -124,6 +124,14 @@ impl Interest {
         }
     }
 
+    /// The answer is not believed any more: another one is to come.
+    pub fn is_open(&mut self, now: Instant, lookup: &Lookup) {
+        if let Some(held) = self.held.get_mut(lookup) {
+            held.answer = Answer::Open;
+            held.until = now + UNANSWERED;
+        }
+    }
+
     /// What has not been used for long is held no more.
     pub fn take_idle(&mut self, now: Instant) -> Vec<Lookup> {
         let idle = self.held.extract_if(|_, held| held.until <= now);

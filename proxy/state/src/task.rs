@@ -19,6 +19,8 @@ pub type Version = Option<Arc<str>>;
 
 /// Between two looks for what has not been used for long.
 const SWEEP: Duration = Duration::from_secs(10);
+/// The same at least, however short that is to be.
+const SWEEP_LEAST: Duration = Duration::from_millis(100);
 /// Lookups that are held; more than a node's pods talk to, and half of what the client takes.
 const MAX_LOOKUPS: usize = 16_384;
 
@@ -49,6 +51,11 @@ pub struct OnDemand {
 impl OnDemand {
     /// What the client must be able to ask for at once.
     pub const MAX_ASKED: usize = 2 * MAX_LOOKUPS;
+
+    /// A use is told once between two looks, so what is used must be held for longer than from one to the next.
+    fn sweep(&self) -> Duration {
+        (self.keep / 2).clamp(SWEEP_LEAST, SWEEP)
+    }
 }
 
 impl StateTask {
@@ -62,12 +69,13 @@ impl StateTask {
             in_use,
             on_demand,
         } = self;
+        let sweep = on_demand.as_ref().map_or(SWEEP, OnDemand::sweep);
         let mut state = State {
             writer,
             in_use,
             chosen: on_demand.map(Chosen::new),
         };
-        let mut sweep = tokio::time::interval(SWEEP);
+        let mut sweep = tokio::time::interval(sweep);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -156,11 +164,9 @@ impl State {
         let now = Instant::now();
         self.writer.update(|view| {
             for update in batch.updates {
-                let is_needed = chosen
-                    .as_mut()
-                    .is_some_and(|chosen| chosen.see(&update, &uses, now));
-                if !is_needed {
-                    apply(view, update);
+                match chosen {
+                    Some(chosen) => chosen.apply(view, update, &uses, now),
+                    None => apply(view, update),
                 }
             }
             if resource_type == ResourceType::Address {
@@ -240,11 +246,20 @@ impl State {
 }
 
 impl Chosen {
-    /// What an update says of what is held. True: it is to be passed over, since a connection needs what is let go by it.
-    fn see(&mut self, update: &Update, uses: &Uses, now: Instant) -> bool {
-        match update {
+    /// Applies an update, unless it lets go what a connection needs; and takes what it says of what is held.
+    fn apply(&mut self, view: &mut View, update: Update, uses: &Uses, now: Instant) {
+        match &update {
             Update::Found(lookup) => self.interest.is_somebody(now, lookup),
-            Update::NotFound(lookup) => self.interest.is_nobody(now, lookup),
+            Update::NotFound(lookup) => {
+                self.interest.is_nobody(now, lookup);
+                // It was told by other names only, which are not asked any more: no other word of its end comes.
+                if let Lookup::Workload(uid) = lookup
+                    && self.kept_for_pins.remove(uid)
+                {
+                    view.remove_address(&uid.0);
+                }
+            }
+            Update::Forgotten(lookup) => self.interest.is_open(now, lookup),
             Update::Workload(workload) => {
                 self.kept_for_pins.remove(&workload.uid);
             }
@@ -255,11 +270,11 @@ impl Chosen {
                 let uid = Uid(name.clone());
                 self.hold(Lookup::Workload(uid.clone()), Need::Used, now);
                 self.kept_for_pins.insert(uid);
-                return true;
+                return;
             }
             _ => {}
         }
-        false
+        apply(view, update);
     }
 }
 

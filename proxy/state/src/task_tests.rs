@@ -122,6 +122,10 @@ const KEEP: Duration = Duration::from_secs(3600);
 
 impl Held {
     async fn start() -> Self {
+        Self::start_with(KEEP).await
+    }
+
+    async fn start_with(keep: Duration) -> Self {
         let (writer, handle, words) = channel(true);
         let (batches, received) = mpsc::channel(4);
         let (demand, wishes) = Demand::unanswered(64);
@@ -139,7 +143,7 @@ impl Held {
             in_use: watch::Sender::default(),
             on_demand: Some(OnDemand {
                 node: "n1".parse().unwrap(),
-                keep: KEEP,
+                keep,
                 status: status_now,
             }),
         };
@@ -274,6 +278,55 @@ async fn on_demand_what_a_connection_needs_stays() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn on_demand_the_end_of_what_only_connections_held_is_heard_by_its_own_name() {
+    let mut held = Held::start().await;
+    held.told(vec![web("w", "10.0.0.1"), found("10.0.0.1")])
+        .await;
+    let _pin = held.handle.pin(&"w".into());
+    held.told(vec![Update::Unasked("w".into())]).await;
+    assert_eq!(held.wishes().await, ["ask w"]);
+    assert!(held.handle.view().by_uid(&"w".into()).is_some());
+    held.told(vec![Update::NotFound(Lookup::Workload("w".into()))])
+        .await;
+    assert!(held.handle.view().by_uid(&"w".into()).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn on_demand_what_is_used_is_held_however_soon_it_would_be_forgotten() {
+    let keep = Duration::from_secs(2);
+    let mut held = Held::start_with(keep).await;
+    held.connects("10.0.0.1:80");
+    assert_eq!(held.wishes().await, ["ask /10.0.0.1"]);
+    held.told(vec![web("w", "10.0.0.1"), found("10.0.0.1")])
+        .await;
+    for _ in 0..20 {
+        held.rest(keep / 4).await;
+        held.connects("10.0.0.1:80");
+    }
+    assert_eq!(held.wishes().await, Vec::<String>::new());
+    held.rest(keep * 2).await;
+    assert_eq!(held.wishes().await, ["forget /10.0.0.1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn on_demand_an_answer_taken_back_is_waited_for_and_then_asked_for_again() {
+    let mut held = Held::start().await;
+    held.connects("10.0.0.1:80");
+    assert_eq!(held.wishes().await, ["ask /10.0.0.1"]);
+    let lookup = Lookup::Address("10.0.0.1".parse().unwrap());
+    held.told(vec![
+        Update::NotFound(lookup.clone()),
+        Update::Forgotten(lookup),
+    ])
+    .await;
+    assert!(matches!(held.connects("10.0.0.1:80"), Answer::NotKnown(_)));
+    assert_eq!(held.wishes().await, Vec::<String>::new());
+    held.rest(Duration::from_secs(80)).await;
+    held.connects("10.0.0.1:80");
+    assert_eq!(held.wishes().await, ["forget /10.0.0.1", "ask /10.0.0.1"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn on_demand_what_is_not_answered_is_asked_for_again() {
     let mut held = Held::start().await;
     held.connects("10.0.0.1:80");
@@ -330,8 +383,8 @@ async fn on_demand_an_address_of_nobodys_is_asked_for_again_soon() {
 async fn on_demand_a_look_for_the_controller_does_not_hold_a_workload_for_long() {
     let mut held = Held::start().await;
     let lookup = Lookup::Workload("w".into());
-    assert!(held.handle.want(lookup.clone(), Need::Once));
-    assert!(held.handle.want(lookup.clone(), Need::Once));
+    held.handle.want(lookup.clone(), Need::Once);
+    held.handle.want(lookup.clone(), Need::Once);
     assert_eq!(held.wishes().await, ["ask w"]);
     held.told(vec![web("w", "10.0.0.1"), Update::Found(lookup)])
         .await;

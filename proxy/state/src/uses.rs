@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What of a state that is held on demand is in use.
 
+use crate::Need;
 use podveil_model::{Lookup, Uid};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Said by connections, read by the one who decides what may be forgotten.
 #[derive(Debug, Default)]
 pub(crate) struct Uses {
     /// Those that the writer has been told of lately, so that not each connection tells it.
-    noted: Mutex<HashSet<Lookup>>,
+    noted: Mutex<HashMap<Lookup, Need>>,
     pins: Mutex<HashMap<Uid, usize>>,
 }
 
@@ -22,9 +23,13 @@ pub struct Pin {
 
 impl Uses {
     /// True if it is news.
-    pub fn note(&self, lookup: &Lookup) -> bool {
+    pub fn note(&self, lookup: &Lookup, need: Need) -> bool {
         let mut noted = lock(&self.noted);
-        !noted.contains(lookup) && noted.insert(lookup.clone())
+        if noted.get(lookup).is_some_and(|told| *told >= need) {
+            return false;
+        }
+        noted.insert(lookup.clone(), need);
+        true
     }
 
     /// The next connection that needs one of these says so.

@@ -617,6 +617,31 @@ fn on_demand_a_resource_that_is_not_understood_answers_nothing() {
     broken.resource = None;
     let half = vec![named("w1", &["/10.96.0.1?1"]), broken];
     assert_eq!(brings(&mut session, now, half, &[]), ["w1"]);
+    // Given up, what has come of the half goes with it.
+    session.forget(vec![key("10.96.0.1")]);
+    assert_eq!(lets_go(&mut session), ["/10.96.0.1 forgotten", "w1 let go"]);
+}
+
+#[test]
+fn on_demand_an_answer_anew_that_is_not_understood_opens_its_question_again() {
+    let name = "/10.0.0.9?1";
+    let (mut session, now) = on_demand(&[key("10.0.0.9")]);
+    brings(&mut session, now, vec![named("w9", &[name])], &[]);
+    let broken = Resource {
+        resource: None,
+        ..named("w8", &[name])
+    };
+    // Somebody has the address, though it cannot be said who: never nobody.
+    assert_eq!(
+        brings(&mut session, now, vec![broken], &[name]),
+        ["/10.0.0.9 not found", "w9 let go", "/10.0.0.9 forgotten"]
+    );
+    let versions = come_again(&mut session, now);
+    assert_eq!(versions, [(name.to_owned(), String::new())]);
+    assert_eq!(
+        brings(&mut session, now, vec![named("w8", &[name])], &[]),
+        ["w8", "/10.0.0.9 found"]
+    );
 }
 
 #[test]

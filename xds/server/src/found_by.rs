@@ -8,11 +8,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// The entries of one set by each lookup but their names.
+/// The entries of one set by their addresses; more than one while a replaced pod still terminates.
+pub(crate) type ByAddress = HashMap<IpAddr, Vec<Arc<Entry>>>;
+
+/// The entries of one set by each lookup but their names and addresses: a client that takes everything never asks by these.
 #[derive(Debug, Default)]
 pub(crate) struct FoundBy {
-    /// More than one while a replaced pod still terminates.
-    addresses: HashMap<IpAddr, Vec<Arc<Entry>>>,
     nodes: HashMap<KubernetesName, Vec<Arc<Entry>>>,
     node_ports: HashMap<u16, Vec<Arc<Entry>>>,
     host_ports: HashMap<(KubernetesName, u16), Vec<Arc<Entry>>>,
@@ -22,6 +23,16 @@ pub(crate) struct FoundBy {
     borrowed: HashMap<IpAddr, BTreeSet<String>>,
 }
 
+pub(crate) fn by_address(entries: &[Arc<Entry>]) -> ByAddress {
+    let mut by_address = ByAddress::new();
+    for entry in entries {
+        for ip in entry.source.own_addresses() {
+            by_address.entry(*ip).or_default().push(entry.clone());
+        }
+    }
+    by_address
+}
+
 impl FoundBy {
     pub(crate) fn new(entries: &[Arc<Entry>]) -> Self {
         let mut found_by = Self::default();
@@ -29,13 +40,6 @@ impl FoundBy {
             match &entry.source {
                 Source::Mesh(_) | Source::Policy(_) => {}
                 Source::Service(service) => {
-                    for ip in &service.addresses {
-                        found_by
-                            .addresses
-                            .entry(*ip)
-                            .or_default()
-                            .push(entry.clone());
-                    }
                     for port in service.node_ports.keys() {
                         found_by
                             .node_ports
@@ -52,12 +56,8 @@ impl FoundBy {
 
     fn add(&mut self, entry: &Arc<Entry>, workload: &Workload) {
         let services = || workload.services.keys().map(ToString::to_string);
-        for ip in &workload.addresses {
-            if workload.host_network {
-                self.borrowed.entry(*ip).or_default().extend(services());
-            } else {
-                self.addresses.entry(*ip).or_default().push(entry.clone());
-            }
+        for ip in workload.addresses.iter().filter(|_| workload.host_network) {
+            self.borrowed.entry(*ip).or_default().extend(services());
         }
         for service in services() {
             self.endpoints
@@ -89,12 +89,12 @@ impl Set {
         let Some(lookup) = Lookup::parse(name) else {
             return Vec::new();
         };
-        let found_by = self.found_by();
+        let found_by = || self.found_by();
         let found = match &lookup {
-            Lookup::Address(ip) => found_by.addresses.get(ip),
-            Lookup::Node(node) => found_by.nodes.get(node),
-            Lookup::NodePort(port) => found_by.node_ports.get(port),
-            Lookup::HostPort(node, port) => found_by.host_ports.get(&(node.clone(), *port)),
+            Lookup::Address(ip) => self.by_address().get(ip),
+            Lookup::Node(node) => found_by().nodes.get(node),
+            Lookup::NodePort(port) => found_by().node_ports.get(port),
+            Lookup::HostPort(node, port) => found_by().host_ports.get(&(node.clone(), *port)),
             Lookup::Service(_) | Lookup::Workload(_) => None,
         };
         found.cloned().unwrap_or_default()
@@ -120,7 +120,7 @@ impl Set {
         endpoints().chain(endpoints().flat_map(|endpoint| self.owners(endpoint)))
     }
 
-    /// Whoever owns the addresses that an endpoint has and does not own.
+    /// The workloads that own the addresses that an endpoint has and does not own.
     fn owners(&self, entry: &Entry) -> impl Iterator<Item = &Arc<Entry>> {
         let borrowed = match &entry.source {
             Source::Workload(workload)
@@ -132,8 +132,9 @@ impl Set {
         };
         borrowed
             .iter()
-            .filter_map(|ip| self.found_by().addresses.get(ip))
+            .filter_map(|ip| self.by_address().get(ip))
             .flatten()
+            .filter(|entry| entry.source.is_workload())
     }
 
     /// What every name of it is about by which a resource may have been asked for, its own included.
@@ -175,25 +176,30 @@ impl Set {
 }
 
 impl Source {
+    /// The addresses that are its own: a host-network pod's are its node's.
+    fn own_addresses(&self) -> &[IpAddr] {
+        match self {
+            Self::Service(service) => &service.addresses,
+            Self::Workload(workload) if !workload.host_network => &workload.addresses,
+            Self::Workload(_) | Self::Mesh(_) | Self::Policy(_) => &[],
+        }
+    }
+
     /// The names by which it is found itself, not through a service.
     pub(crate) fn own_names(&self, name: &str) -> BTreeSet<String> {
         let mut names = BTreeSet::from([name.to_owned()]);
         let mut add = |lookup: Lookup| names.insert(lookup.to_string());
+        for ip in self.own_addresses() {
+            add(Lookup::Address(*ip));
+        }
         match self {
             Self::Mesh(_) | Self::Policy(_) => {}
             Self::Service(service) => {
-                for ip in &service.addresses {
-                    add(Lookup::Address(*ip));
-                }
                 for port in service.node_ports.keys() {
                     add(Lookup::NodePort(*port));
                 }
             }
             Self::Workload(workload) => {
-                // A host-network pod's address is its node's.
-                for ip in workload.addresses.iter().filter(|_| !workload.host_network) {
-                    add(Lookup::Address(*ip));
-                }
                 add(Lookup::Node(workload.node.clone()));
                 for port in workload.host_ports.keys() {
                     add(Lookup::HostPort(workload.node.clone(), *port));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::found_by::FoundBy;
+use crate::found_by::{self, ByAddress, FoundBy};
 use crate::{Snapshot, encode};
 use bytes::Bytes;
 use podveil_model::{Epoch, MeshConfig, Service, Stage, Workload};
@@ -62,7 +62,8 @@ pub(crate) struct Published {
 pub(crate) struct Set {
     /// By name.
     entries: Vec<Arc<Entry>>,
-    /// By what else they are asked for. Made when somebody first asks, which a subscriber that takes everything rarely does.
+    /// By what else they are asked for. Each is made when somebody first asks by it.
+    by_address: OnceLock<ByAddress>,
     found_by: OnceLock<FoundBy>,
     /// Grows by one with each set that differs from the one before it.
     sequence: u64,
@@ -189,6 +190,7 @@ impl Set {
         }
         Arc::new(Self {
             entries,
+            by_address: OnceLock::new(),
             found_by: OnceLock::new(),
             sequence: before.sequence + 1,
             log,
@@ -220,6 +222,10 @@ impl Set {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
         self.entries.iter()
+    }
+
+    pub(crate) fn by_address(&self) -> &ByAddress {
+        (self.by_address).get_or_init(|| found_by::by_address(&self.entries))
     }
 
     pub(crate) fn found_by(&self) -> &FoundBy {

@@ -123,9 +123,8 @@ impl Asked {
             if let Some(question) = self.questions.remove(&about) {
                 self.unsent.remove(&about);
                 names.push(self.name(&about, &question));
-                if question.answer == Answer::Somebody {
-                    meant.insert(about);
-                }
+                // Also where it is not answered: resources may have come that are part of an answer.
+                meant.insert(about);
             }
             // Whether it was or not: who forgets waits for the word.
             if let Some(kept) = &mut self.kept {
@@ -180,6 +179,16 @@ impl Asked {
     pub(super) fn not_told(&self, aliases: &[String]) -> BTreeSet<String> {
         let about = aliases.iter().filter_map(|name| self.about(name));
         about.map(ToOwned::to_owned).collect()
+    }
+
+    /// An answer to this question has come that is not understood. The question, where it would count as nobody's by now; it is
+    /// open again.
+    pub(super) fn reopen(&mut self, about: &str) -> Option<Lookup> {
+        let question = self.questions.get_mut(about)?;
+        (question.answer == Answer::Nobody).then(|| {
+            question.answer = Answer::Open;
+            question.lookup.clone()
+        })
     }
 
     /// Everything that answers this question has come. On demand, the question where that is news.

@@ -105,6 +105,9 @@ impl Contents {
                 out.let_go(name, None);
             }
         }
+        // Said to mean nobody, and then somebody who is not understood: it is as if it had not been answered.
+        let reopened = unanswered.iter().filter_map(|about| asked.reopen(about));
+        out.updates.extend(reopened.map(Update::Forgotten));
         for about in answered.difference(&unanswered) {
             out.updates.extend(asked.answered(about).map(Update::Found));
         }

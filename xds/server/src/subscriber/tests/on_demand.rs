@@ -124,6 +124,19 @@ fn on_demand_whoever_owns_the_address_of_an_endpoint_without_a_pod_is_told_with_
     pair.publisher
         .publish(web(services(), [endpoint.clone(), owner.clone()]));
     assert_eq!(next(&mut pair), ["owner /10.96.0.1"]);
+    // A service at that address is not behind this one, and not told with it, however early that is asked for.
+    let outer = || [services(), vec![service("outer", "10.0.0.1", None)]].concat();
+    pair.publisher
+        .publish(web(outer(), [endpoint.clone(), owner.clone()]));
+    assert_eq!(next(&mut pair), Vec::<String>::new());
+    let mut late = on_demand(web(outer(), [endpoint.clone(), owner.clone()]));
+    late.ask(subscribe(&["/10.96.0.1"]));
+    let told = [
+        "endpoint /10.96.0.1",
+        "owner /10.96.0.1",
+        "shop/web /10.96.0.1",
+    ];
+    assert_eq!(next(&mut late), told);
     let moved = Workload {
         addresses: vec!["10.0.0.2".parse().unwrap()],
         ..endpoint
