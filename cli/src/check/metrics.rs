@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the nodes have refused since they started, from their metrics.
 
-use crate::cluster::{Cluster, Program, Programs};
+use crate::cluster::{Cluster, Program, ProgramPod, Programs};
 use crate::failure::describe;
 use crate::output::Progress;
 use futures::StreamExt;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const PROXY_METRICS_PORT: u16 = 15020;
 const REDIRECT_METRICS_PORT: u16 = 15022;
@@ -26,7 +26,7 @@ pub struct Counters {
 }
 
 pub async fn counters(cluster: &Cluster, programs: &Programs, progress: &mut Progress) -> Counters {
-    let pods: Vec<_> = programs.of(Program::Node).filter(|pod| pod.ready).collect();
+    let pods = one_of_each_node(programs.of(Program::Node).filter(|pod| pod.ready));
     let asked = pods.iter().flat_map(|pod| {
         [PROXY_METRICS_PORT, REDIRECT_METRICS_PORT]
             .map(|port| (pod.name.as_str(), pod.node.as_deref(), port))
@@ -48,6 +48,13 @@ pub async fn counters(cluster: &Cluster, programs: &Programs, progress: &mut Pro
         }
     }
     counters
+}
+
+/// Where one follows another there are two, which share the node's ports: either way the one that has them answers.
+fn one_of_each_node<'a>(pods: impl Iterator<Item = &'a ProgramPod>) -> Vec<&'a ProgramPod> {
+    let mut nodes = BTreeSet::new();
+    pods.filter(|pod| (pod.node.as_ref()).is_none_or(|node| nodes.insert(node)))
+        .collect()
 }
 
 impl Counters {
@@ -80,6 +87,29 @@ fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_with_two_programs_is_asked_once() {
+        let pod = |name: &str, node: Option<&str>| ProgramPod {
+            program: Program::Node,
+            name: name.into(),
+            node: node.map(Into::into),
+            ready: true,
+            waiting: None,
+            restarts: 0,
+            version: String::new(),
+            container: None,
+        };
+        let pods = [
+            pod("a", Some("n1")),
+            pod("b", Some("n1")),
+            pod("c", Some("n2")),
+            pod("d", None),
+        ];
+        let asked = one_of_each_node(pods.iter());
+        let names = asked.iter().map(|pod| &*pod.name);
+        assert!(names.eq(["a", "c", "d"]));
+    }
 
     #[test]
     fn refusals_are_summed_by_reason_and_fences_by_node() {

@@ -20,17 +20,19 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
-use kube::api::ListParams;
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams};
 use kube::{Api, Resource, ResourceExt};
 use permissions::Permission;
 use podveil_kube::each;
 use podveil_source::labels;
+use policies::cilium;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 /// Objects of one page of a list.
 const PAGE: u32 = 500;
+const NOT_FOUND: u16 = 404;
 
 /// What the API says about this cluster.
 #[derive(Debug)]
@@ -53,6 +55,10 @@ pub(super) struct Survey {
     pods: Answered<Vec<Pod>>,
     /// Of enrolled namespaces.
     network_policies: Answered<Vec<NetworkPolicy>>,
+    /// Cilium's, of enrolled namespaces.
+    cilium_policies: Answered<Vec<DynamicObject>>,
+    /// Cilium's of the whole cluster, if anybody is enrolled.
+    clusterwide_policies: Answered<Vec<DynamicObject>>,
     permissions: Vec<Permission>,
     /// As labelled, and as asked for on the command line.
     enrolled: BTreeSet<String>,
@@ -87,6 +93,13 @@ pub(super) async fn survey(
     progress.say("reading nodes, services and webhooks");
     let pods = list_in(cluster, &enrolled).await;
     let network_policies = list_in(cluster, &enrolled).await;
+    let definitions = list(cluster, None, "").await;
+    let each_enrolled = enrolled.iter().map(Some);
+    let cilium_policies =
+        list_defined(cluster, cilium::NAMESPACED, &definitions, each_enrolled).await;
+    let everywhere = enrolled.iter().next().map(|_| None);
+    let clusterwide_policies =
+        list_defined(cluster, cilium::CLUSTERWIDE, &definitions, everywhere).await;
     Ok(Survey {
         own_namespace: cluster.namespace.clone(),
         version,
@@ -97,11 +110,13 @@ pub(super) async fn survey(
         mutating: list(cluster, None, "").await,
         validating: list(cluster, None, "").await,
         api_services: list(cluster, None, "").await,
-        definitions: list(cluster, None, "").await,
+        definitions,
         host_network_pods: list(cluster, None, "spec.hostNetwork=true").await,
         permissions: permissions::review(cluster, progress).await,
         pods,
         network_policies,
+        cilium_policies,
+        clusterwide_policies,
         namespaces,
         enrolled,
         strict: strict_ones,
@@ -162,6 +177,38 @@ where
     let mut items = Vec::new();
     for namespace in namespaces {
         items.extend(list(cluster, Some(namespace), "").await?);
+    }
+    Ok(items)
+}
+
+/// Objects of a kind that need not be there; not asked for where nobody defines it.
+async fn list_defined(
+    cluster: &Cluster,
+    (kind, plural): (&str, &str),
+    definitions: &Answered<Vec<CustomResourceDefinition>>,
+    namespaces: impl IntoIterator<Item = Option<&String>>,
+) -> Answered<Vec<DynamicObject>> {
+    let is_it = |one: &CustomResourceDefinition| {
+        one.spec.group == cilium::GROUP && one.spec.names.plural == plural
+    };
+    if (definitions.as_ref()).is_ok_and(|known| !known.iter().any(is_it)) {
+        return Ok(Vec::new());
+    }
+    let kind = GroupVersionKind::gvk(cilium::GROUP, cilium::VERSION, kind);
+    let kind = ApiResource::from_gvk_with_plural(&kind, plural);
+    let mut items = Vec::new();
+    for namespace in namespaces {
+        let client = cluster.client.clone();
+        let api = match namespace {
+            Some(namespace) => Api::namespaced_with(client, namespace, &kind),
+            None => Api::all_with(client, &kind),
+        };
+        let page = ListParams::default().limit(PAGE);
+        match each(&api, page, |item| items.push(item)).await {
+            Ok(()) => {}
+            Err(kube::Error::Api(status)) if status.code == NOT_FOUND => {}
+            Err(error) => return Err(error.to_string()),
+        }
     }
     Ok(items)
 }
@@ -228,6 +275,8 @@ mod testing {
             host_network_pods: Ok(Vec::new()),
             pods: Ok(Vec::new()),
             network_policies: Ok(Vec::new()),
+            cilium_policies: Ok(Vec::new()),
+            clusterwide_policies: Ok(Vec::new()),
             permissions: Vec::new(),
             enrolled: BTreeSet::new(),
             strict: BTreeSet::new(),

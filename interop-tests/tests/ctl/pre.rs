@@ -34,6 +34,19 @@ kind: NetworkPolicy
 metadata: { name: web, namespace: guard }
 spec: { podSelector: {}, ingress: [{ ports: [{ port: 8080 }] }] }
 ---
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: { name: ciliumnetworkpolicies.cilium.io }
+spec:
+  group: cilium.io
+  scope: Namespaced
+  names: { kind: CiliumNetworkPolicy, plural: ciliumnetworkpolicies }
+  versions:
+    - name: v2
+      served: true
+      storage: true
+      schema: { openAPIV3Schema: { type: object, x-kubernetes-preserve-unknown-fields: true } }
+---
 apiVersion: v1
 kind: ConfigMap
 metadata: { name: cilium-config, namespace: kube-system }
@@ -42,6 +55,15 @@ data: { enable-ztunnel: "true" }
 apiVersion: v1
 kind: Node
 metadata: { name: old }
+"#;
+
+const CILIUM_POLICY: &str = r#"
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: { name: api, namespace: guard }
+spec:
+  endpointSelector: {}
+  ingress: [{ fromEndpoints: [{}], toPorts: [{ ports: [{ port: "8080", protocol: TCP }] }] }]
 "#;
 
 fn whats(said: &Said, level: &str) -> anyhow::Result<Vec<String>> {
@@ -85,6 +107,10 @@ fn what_stands_in_the_way_of_an_installation_is_named_with_its_cure() -> anyhow:
         ],
         "",
     )?;
+    let established = "--for=condition=Established";
+    let definition = "crd/ciliumnetworkpolicies.cilium.io";
+    kubectl(&api, &["wait", established, definition], "")?;
+    kubectl(&api, &["apply", "--filename=-"], CILIUM_POLICY)?;
     let trouble = check(&[])?;
     ensure!(trouble.code == 3, "{trouble:?}");
     let problems = whats(&trouble, "problem")?;
@@ -93,6 +119,7 @@ fn what_stands_in_the_way_of_an_installation_is_named_with_its_cure() -> anyhow:
         "encryption.type=ztunnel is on",
         "namespace guard is Istio's too",
         "NetworkPolicy guard/web names ports",
+        "CiliumNetworkPolicy guard/api names ports from",
         "ValidatingWebhookConfiguration gate is served by guard/gate port 443",
     ] {
         ensure!(
@@ -100,7 +127,7 @@ fn what_stands_in_the_way_of_an_installation_is_named_with_its_cure() -> anyhow:
             "{part:?} is not among {problems:#?}"
         );
     }
-    ensure!(problems.len() == 5, "{problems:#?}");
+    ensure!(problems.len() == 6, "{problems:#?}");
     ensure!(
         trouble.out.contains("podveil.io/plain-inbound-ports=9443"),
         "{trouble:?}"

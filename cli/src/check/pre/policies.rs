@@ -1,31 +1,82 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What other rules of the cluster would do to enrolled pods and to our own: NetworkPolicies, which see port 15008 where
-//! there was the application's, and the pod security of our own namespace.
+//! What other rules of the cluster would do to enrolled pods and to our own: NetworkPolicies and Cilium's, which see port 15008
+//! where there was the application's, and the pod security of our own namespace.
+
+pub mod cilium;
+mod kubernetes;
+mod ports;
 
 use super::{Survey, known};
 use crate::check::Finding;
-use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPort};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 use podveil_model::HBONE_PORT;
+use std::collections::BTreeMap;
 
 const POD_SECURITY: &str = "pod-security.kubernetes.io/enforce";
 
+/// Whether something holds for connections from peers to the pods, and from the pods to peers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Directions {
+    from: bool,
+    to: bool,
+}
+
+impl Directions {
+    fn and(self, other: Self) -> Self {
+        Self {
+            from: self.from || other.from,
+            to: self.to || other.to,
+        }
+    }
+
+    fn without(self, other: Self) -> Self {
+        Self {
+            from: self.from && !other.from,
+            to: self.to && !other.to,
+        }
+    }
+
+    fn words(self) -> Option<&'static str> {
+        match (self.from, self.to) {
+            (false, false) => None,
+            (true, false) => Some("from"),
+            (false, true) => Some("to"),
+            (true, true) => Some("from and to"),
+        }
+    }
+}
+
+/// Where policies let tunnels through between all pods: what others leave out does not count there, since rules add up.
+#[derive(Debug, Default)]
+struct Open {
+    everywhere: Directions,
+    namespaces: BTreeMap<String, Directions>,
+}
+
+impl Open {
+    /// `None`: in every namespace.
+    fn add(&mut self, namespace: Option<&str>, directions: Directions) {
+        let place = match namespace {
+            Some(namespace) => self.namespaces.entry(namespace.to_owned()).or_default(),
+            None => &mut self.everywhere,
+        };
+        *place = place.and(directions);
+    }
+
+    fn in_namespace(&self, namespace: Option<&str>) -> Directions {
+        let own = namespace.and_then(|namespace| self.namespaces.get(namespace));
+        self.everywhere.and(own.copied().unwrap_or_default())
+    }
+}
+
 pub fn judge(survey: &Survey) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let policies = known(
-        "policies",
-        "networkpolicies",
-        &survey.network_policies,
-        &mut findings,
-    );
-    findings.extend(policies.iter().filter_map(tunnels_blocked));
+    let mut findings = policies(survey);
     findings.extend(own_namespace(survey));
     if findings.is_empty() && !survey.enrolled.is_empty() {
         findings.push(Finding::good(
             "policies",
             format!(
-                "no NetworkPolicy of {} stands before port {HBONE_PORT}",
+                "no network policy of {} stands before port {HBONE_PORT}",
                 names(survey)
             ),
         ));
@@ -33,57 +84,58 @@ pub fn judge(survey: &Survey) -> Vec<Finding> {
     findings
 }
 
-/// A rule that names ports, and none of them lets tunnels through.
-fn tunnels_blocked(policy: &NetworkPolicy) -> Option<Finding> {
-    let spec = policy.spec.as_ref()?;
-    let incoming = spec
-        .ingress
-        .iter()
-        .flatten()
-        .map(|rule| rule.ports.as_deref());
-    let outgoing = spec
-        .egress
-        .iter()
-        .flatten()
-        .map(|rule| rule.ports.as_deref());
-    let blocks = |ports: Option<&[NetworkPolicyPort]>| {
-        ports.is_some_and(|ports| !ports.is_empty() && !ports.iter().any(allows_tunnels))
-    };
-    let mut directions = Vec::new();
-    if incoming.clone().any(blocks) {
-        directions.push("from");
+fn policies(survey: &Survey) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut listed = |what, answered| known("policies", what, answered, &mut findings);
+    let of_cilium = [
+        listed(cilium::NAMESPACED.1, &survey.cilium_policies),
+        listed(cilium::CLUSTERWIDE.1, &survey.clusterwide_policies),
+    ];
+    let of_kubernetes = known(
+        "policies",
+        "networkpolicies",
+        &survey.network_policies,
+        &mut findings,
+    );
+    let mut read = Vec::new();
+    for policy in of_cilium.into_iter().flatten() {
+        match cilium::read(policy, &survey.enrolled) {
+            Ok(policy) => read.push(policy),
+            Err(finding) => findings.push(finding),
+        }
     }
-    if outgoing.clone().any(blocks) {
-        directions.push("to");
+    let mut open = Open::default();
+    for policy in of_kubernetes {
+        open.add(policy.namespace().as_deref(), kubernetes::opens(policy));
     }
-    if directions.is_empty() {
-        return None;
+    for policy in &read {
+        let (namespace, directions) = policy.opens();
+        open.add(namespace, directions);
     }
-    let (name, namespace) = (policy.name_any(), policy.namespace().unwrap_or_default());
+    let pods = kubernetes::pod_ranges(survey.nodes.as_deref().unwrap_or_default());
+    findings.extend(of_kubernetes.iter().filter_map(|policy| {
+        let open = open.in_namespace(policy.namespace().as_deref());
+        kubernetes::judge(policy, open, &pods)
+    }));
+    findings.extend(read.iter().flat_map(|policy| {
+        let (namespace, _) = policy.opens();
+        policy.judge(open.in_namespace(namespace))
+    }));
+    findings
+}
+
+/// A policy with a rule that names ports, and none of them lets tunnels through. `cure`: where that is to be said.
+fn blocked(policy: &str, directions: Directions, cure: &str) -> Option<Finding> {
+    let directions = directions.words()?;
     Some(Finding::problem(
         "policies",
         format!(
-            "NetworkPolicy {namespace}/{name} names ports {} its pods' peers and leaves out {HBONE_PORT}, where tunnels go",
-            directions.join(" and ")
+            "{policy} names ports {directions} its pods' peers and leaves out {HBONE_PORT}, where tunnels go"
         ),
         format!(
-            "add TCP {HBONE_PORT} beside the ports in its rules; the ports themselves stay for peers that are not enrolled"
+            "let TCP {HBONE_PORT} through {cure}; the ports themselves stay for peers that are not enrolled"
         ),
     ))
-}
-
-fn allows_tunnels(port: &NetworkPolicyPort) -> bool {
-    let tcp = port
-        .protocol
-        .as_deref()
-        .is_none_or(|protocol| protocol == "TCP");
-    let hbone = i32::from(HBONE_PORT);
-    tcp && match (&port.port, port.end_port) {
-        (None, _) => true,
-        (Some(IntOrString::Int(first)), Some(last)) => (*first..=last).contains(&hbone),
-        (Some(IntOrString::Int(only)), None) => *only == hbone,
-        (Some(IntOrString::String(_)), _) => false,
-    }
 }
 
 fn own_namespace(survey: &Survey) -> Option<Finding> {
@@ -124,25 +176,27 @@ mod tests {
     use serde_json::{Value, json};
 
     #[test]
-    fn a_policy_that_leaves_out_the_tunnels_port_is_told() {
-        for (ports, blocked) in [
-            (json!(null), false),
-            (json!([]), false),
-            (json!([{ "port": 8080 }]), true),
-            (json!([{ "port": "http" }]), true),
-            (json!([{ "port": 8080 }, { "port": 15008 }]), false),
-            (json!([{ "port": 15000, "endPort": 15010 }]), false),
-            (json!([{ "protocol": "UDP" }]), true),
-            (json!([{ "protocol": "TCP" }]), false),
-        ] {
-            let policy = json!({ "metadata": { "name": "web", "namespace": "shop" }, "spec": {
-                "podSelector": {}, "ingress": [{ "ports": ports }] } });
-            let survey = Survey {
-                network_policies: objects([policy]),
-                ..nothing()
-            };
-            assert_eq!(!worse(judge(&survey)).is_empty(), blocked, "{ports}");
-        }
+    fn what_one_policy_leaves_out_another_may_let_through() {
+        let spec = |port: &str| json!({ "endpointSelector": {}, "ingress": [{ "toPorts": [{ "ports": [{ "port": port }] }] }] });
+        let of_cilium = |namespace: Option<&str>, spec| json!({ "apiVersion": "cilium.io/v2", "kind": "-", "metadata": { "name": "one", "namespace": namespace }, "spec": spec });
+        let web = json!({ "metadata": { "name": "web", "namespace": "shop" }, "spec": {
+            "podSelector": {}, "ingress": [{ "ports": [{ "port": 80 }] }] } });
+        let with = |more: Vec<Value>, clusterwide: Vec<Value>| Survey {
+            network_policies: objects([web.clone()]),
+            cilium_policies: objects(more),
+            clusterwide_policies: objects(clusterwide),
+            enrolled: ["shop".to_owned()].into(),
+            ..nothing()
+        };
+        assert_eq!(worse(judge(&with(vec![], vec![]))).len(), 1);
+        let other = of_cilium(Some("shop"), spec("8080"));
+        assert_eq!(worse(judge(&with(vec![other.clone()], vec![]))).len(), 2);
+        let open = of_cilium(Some("shop"), spec("15008"));
+        assert_eq!(worse(judge(&with(vec![other, open], vec![]))).len(), 0);
+        let everywhere = of_cilium(None, spec("15008"));
+        assert_eq!(worse(judge(&with(vec![], vec![everywhere]))).len(), 0);
+        let elsewhere = of_cilium(Some("other"), spec("15008"));
+        assert_eq!(worse(judge(&with(vec![elsewhere], vec![]))).len(), 1);
     }
 
     #[test]
