@@ -11,7 +11,11 @@ use std::sync::Arc;
 /// The entries of one set by their addresses; more than one while a replaced pod still terminates.
 pub(crate) type ByAddress = HashMap<IpAddr, Vec<Arc<Entry>>>;
 
-/// The entries of one set by each lookup but their names and addresses: a client that takes everything never asks by these.
+/// Names of services with an endpoint that has this address and does not own it: whoever owns it is reached by them.
+pub(crate) type Borrowed = HashMap<IpAddr, BTreeSet<String>>;
+
+/// The entries of one set by each lookup but their names and addresses: a client that takes everything never asks by these, and
+/// one that follows a change needs them only where something moves.
 #[derive(Debug, Default)]
 pub(crate) struct FoundBy {
     nodes: HashMap<KubernetesName, Vec<Arc<Entry>>>,
@@ -19,8 +23,6 @@ pub(crate) struct FoundBy {
     host_ports: HashMap<(KubernetesName, u16), Vec<Arc<Entry>>>,
     /// By the name of the service that they are behind.
     endpoints: HashMap<String, Vec<Arc<Entry>>>,
-    /// Names of services with an endpoint that has this address and does not own it: whoever owns it is reached by them.
-    borrowed: HashMap<IpAddr, BTreeSet<String>>,
 }
 
 pub(crate) fn by_address(entries: &[Arc<Entry>]) -> ByAddress {
@@ -31,6 +33,17 @@ pub(crate) fn by_address(entries: &[Arc<Entry>]) -> ByAddress {
         }
     }
     by_address
+}
+
+pub(crate) fn borrowed(entries: &[Arc<Entry>]) -> Borrowed {
+    let mut borrowed = Borrowed::new();
+    for borrower in entries.iter().filter_map(|entry| entry.source.borrower()) {
+        for ip in &borrower.addresses {
+            let by = borrowed.entry(*ip).or_default();
+            by.extend(borrower.services.keys().map(ToString::to_string));
+        }
+    }
+    borrowed
 }
 
 impl FoundBy {
@@ -55,11 +68,8 @@ impl FoundBy {
     }
 
     fn add(&mut self, entry: &Arc<Entry>, workload: &Workload) {
-        let services = || workload.services.keys().map(ToString::to_string);
-        for ip in workload.addresses.iter().filter(|_| workload.host_network) {
-            self.borrowed.entry(*ip).or_default().extend(services());
-        }
-        for service in services() {
+        let services = workload.services.keys().map(ToString::to_string);
+        for service in services {
             self.endpoints
                 .entry(service)
                 .or_default()
@@ -122,16 +132,9 @@ impl Set {
 
     /// The workloads that own the addresses that an endpoint has and does not own.
     fn owners(&self, entry: &Entry) -> impl Iterator<Item = &Arc<Entry>> {
-        let borrowed = match &entry.source {
-            Source::Workload(workload)
-                if workload.host_network && !workload.services.is_empty() =>
-            {
-                &workload.addresses[..]
-            }
-            _ => &[],
-        };
-        borrowed
-            .iter()
+        let borrower = entry.source.borrower().into_iter();
+        borrower
+            .flat_map(|borrower| &borrower.addresses)
             .filter_map(|ip| self.by_address().get(ip))
             .flatten()
             .filter(|entry| entry.source.is_workload())
@@ -156,7 +159,7 @@ impl Set {
         let mut services: BTreeSet<String> =
             workload.services.keys().map(ToString::to_string).collect();
         if !workload.host_network {
-            let borrowed = &self.found_by().borrowed;
+            let borrowed = self.borrowed();
             let borrowing = workload.addresses.iter().filter_map(|ip| borrowed.get(ip));
             services.extend(borrowing.flatten().cloned());
         }
@@ -214,7 +217,17 @@ impl Source {
         match self {
             Self::Mesh(_) | Self::Policy(_) => false,
             Self::Service(_) => true,
-            Self::Workload(workload) => workload.host_network && !workload.services.is_empty(),
+            Self::Workload(_) => self.borrower().is_some(),
+        }
+    }
+
+    /// One behind services at addresses that it has and does not own.
+    fn borrower(&self) -> Option<&Workload> {
+        match self {
+            Self::Workload(workload) => {
+                (workload.host_network && !workload.services.is_empty()).then_some(workload)
+            }
+            Self::Mesh(_) | Self::Policy(_) | Self::Service(_) => None,
         }
     }
 

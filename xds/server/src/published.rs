@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::found_by::{self, ByAddress, FoundBy};
+use crate::found_by::{self, Borrowed, ByAddress, FoundBy};
 use crate::{Snapshot, encode};
 use bytes::Bytes;
 use podveil_model::{Epoch, MeshConfig, Service, Stage, Workload};
@@ -64,6 +64,7 @@ pub(crate) struct Set {
     entries: Vec<Arc<Entry>>,
     /// By what else they are asked for. Each is made when somebody first asks by it.
     by_address: OnceLock<ByAddress>,
+    borrowed: OnceLock<Borrowed>,
     found_by: OnceLock<FoundBy>,
     /// Grows by one with each set that differs from the one before it.
     sequence: u64,
@@ -191,6 +192,7 @@ impl Set {
         Arc::new(Self {
             entries,
             by_address: OnceLock::new(),
+            borrowed: OnceLock::new(),
             found_by: OnceLock::new(),
             sequence: before.sequence + 1,
             log,
@@ -226,6 +228,10 @@ impl Set {
 
     pub(crate) fn by_address(&self) -> &ByAddress {
         (self.by_address).get_or_init(|| found_by::by_address(&self.entries))
+    }
+
+    pub(crate) fn borrowed(&self) -> &Borrowed {
+        (self.borrowed).get_or_init(|| found_by::borrowed(&self.entries))
     }
 
     pub(crate) fn found_by(&self) -> &FoundBy {

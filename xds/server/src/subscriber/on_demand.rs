@@ -122,7 +122,7 @@ impl OnDemand {
         now: &Set,
         draft: &mut Draft,
     ) {
-        let (mut touched, mut anew) = (BTreeSet::new(), BTreeSet::new());
+        let (mut touched, mut anew) = (BTreeMap::new(), BTreeSet::new());
         for (name, change) in changed {
             let entry = now.get(name);
             let sources = (change.before.iter().copied()).chain(entry.map(|entry| &entry.source));
@@ -138,17 +138,24 @@ impl OnDemand {
             if change.moved && sources.clone().any(Source::leads_to_others) {
                 anew.extend(names.iter().cloned());
             }
+            let mut found = BTreeSet::new();
             match entry {
-                Some(entry) => self.tell(entry, now, draft),
+                Some(entry) => {
+                    found = now.names_of(name, &entry.source);
+                    self.tell_by(entry, &found, draft);
+                }
                 None => draft.remove(name.to_string()),
             }
-            touched.extend(names);
+            for name in names {
+                let is_found = found.contains(&name);
+                *touched.entry(name).or_default() |= is_found;
+            }
         }
-        for name in touched {
+        for (name, is_found) in touched {
             if anew.contains(&name) {
                 self.answer_anew(&name, now, draft);
             } else {
-                let found = !now.find(&name).is_empty();
+                let found = is_found || !now.find(&name).is_empty();
                 self.told(&name, found, draft);
             }
         }
@@ -178,6 +185,10 @@ impl OnDemand {
     /// A resource, with the names that mean it.
     fn tell(&self, entry: &Arc<Entry>, now: &Set, draft: &mut Draft) {
         let names = now.names_of(&entry.name, &entry.source);
+        self.tell_by(entry, &names, draft);
+    }
+
+    fn tell_by(&self, entry: &Arc<Entry>, names: &BTreeSet<String>, draft: &mut Draft) {
         let asked = names.iter().filter_map(|name| self.asked.get(name));
         draft.tell(entry.clone(), asked.flat_map(|asked| &asked.names).cloned());
     }
