@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A node without a kernel: puts everything it is sent in use at once, forgets it, and follows and reports with both modules
-//! as the real ones do, each on connections of its own.
+//! as the real ones do, each on a connection of its own.
 
 use crate::arrivals::Arrivals;
 use crate::programs::Programs;
@@ -86,17 +86,19 @@ pub(crate) fn start(
     ] {
         let link = channel(controller, credentials, ProgramIdentity::Controller);
         let on_demand = config.on_demand;
-        let client = Client::start(link, config, stop.clone());
+        let replicas = Replicas::named(
+            controller.to_owned(),
+            credentials.clone(),
+            link,
+            stop.clone(),
+        );
+        let client = Client::start(replicas.clone(), config, stop.clone());
         let (state_in, state) = watch::channel(Arc::default());
         let reporter = Reporter {
             node: name.clone(),
             module,
             on_demand,
             state,
-        };
-        let replicas = Replicas::Named {
-            address: controller.to_owned(),
-            credentials: credentials.clone(),
         };
         tokio::spawn(podveil_reports::run(
             replicas,
@@ -147,7 +149,7 @@ impl Following {
             }
         }
         let is_proxy = self.module == wire::Module::Proxy;
-        let mut unanswered = self.lookups.len();
+        let mut unanswered: BTreeSet<Lookup> = self.lookups.iter().cloned().collect();
         let mut own = BTreeMap::new();
         let mut waiting = BTreeSet::new();
         // Of this stream; the client says that it has lost one before it opens the next.
@@ -190,8 +192,9 @@ impl Following {
                         waiting.remove(&uid);
                     }
                     Update::Service(_) => sent += 1,
-                    // A question may be answered anew.
-                    Update::Found(_) => unanswered = unanswered.saturating_sub(1),
+                    Update::Found(lookup) => {
+                        unanswered.remove(&lookup);
+                    }
                     _ => {}
                 }
             }
@@ -201,7 +204,7 @@ impl Following {
                 continue;
             }
             first += sent;
-            if is_first && unanswered == 0 {
+            if is_first && unanswered.is_empty() {
                 is_first = false;
                 if is_proxy {
                     self.arrivals.full(first);

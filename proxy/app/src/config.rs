@@ -45,12 +45,12 @@ pub struct NodeConfig {
     pub modules: Vec<Module>,
 
     /// The controller, `host:port`; a scheme `https://` is taken off. Default `podveil-controller.podveil-system.svc:15010`,
-    /// the chart's service.
+    /// the chart's service. In mode B it is where to go while no replica of `reports_address` answers.
     #[serde(default = "default_xds_address")]
     pub xds_address: HostPort,
 
-    /// A name, `host:port`, with the addresses of all replicas of the controller: reports go to each. Default: `xds_address`,
-    /// which is right for a single replica; the chart sets its headless service.
+    /// A name, `host:port`, with the addresses of all replicas of the controller: reports go to each, and one gives the
+    /// configuration. Default: `xds_address`, which is right for a single replica; the chart sets its headless service.
     #[serde(default)]
     pub reports_address: Option<HostPort>,
 

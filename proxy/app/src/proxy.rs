@@ -62,8 +62,8 @@ pub struct Links {
     pub credentials: ProgramCredentials,
     pub ca: Channel,
     pub controller: Channel,
-    /// Where reports go.
-    pub replicas: Replicas,
+    /// `None` in mode A, whose control planes take no reports.
+    pub replicas: Option<Replicas>,
     /// On sockets made in pods; `None` makes them without privileges.
     pub mark: Option<u32>,
 }
@@ -74,13 +74,18 @@ impl Links {
         let credentials =
             ProgramCredentials::start(program(config, Module::Proxy), stop.child_token());
         let channel = |address: &str, server| transport::channel(address, &credentials, server);
+        let controller = channel(config.xds_address.as_str(), ProgramIdentity::Controller);
         Self {
             ca: channel(config.ca_address.as_str(), ProgramIdentity::Ca),
-            controller: channel(config.xds_address.as_str(), ProgramIdentity::Controller),
-            replicas: Replicas::Named {
-                address: config.reports_address().to_string(),
-                credentials: credentials.clone(),
-            },
+            replicas: config.holder().map(|_| {
+                Replicas::named(
+                    config.reports_address().to_string(),
+                    credentials.clone(),
+                    controller.clone(),
+                    stop.child_token(),
+                )
+            }),
+            controller,
             mark: Some(MARK),
             credentials,
         }
@@ -222,8 +227,7 @@ impl Proxy {
             end.child_token(),
         ));
         let retired = CancellationToken::new();
-        // Mode A's control planes take no reports.
-        if config.holder().is_some() {
+        if let Some(replicas) = links.replicas {
             let reporter = Reporter::new(
                 config.node.clone(),
                 pods.clone(),
@@ -233,7 +237,7 @@ impl Proxy {
                 certificates,
             );
             let (mut zds, retired) = (zds_status.subscribe(), retired.clone());
-            let (replicas, follows) = (links.replicas, config.take_over);
+            let follows = config.take_over;
             tasks.spawn(async move {
                 // Until it has followed, another proxy speaks for this node's pods.
                 let has_followed = zds.wait_for(|now| !follows || *now == zds::Status::Live);
@@ -337,7 +341,11 @@ fn start_state(
     if on_demand {
         settings.max_asked = OnDemand::MAX_ASKED;
     }
-    let client = xds::Client::start(links.controller.clone(), settings, end.child_token());
+    let stop = end.child_token();
+    let client = match links.replicas.clone() {
+        Some(replicas) => xds::Client::start(replicas, settings, stop),
+        None => xds::Client::start(links.controller.clone(), settings, stop),
+    };
     XdsMetrics::register(registry, client.counts);
     let (writer, state, words) = podveil_state::channel(on_demand);
     if config.holder().is_none() {

@@ -1,116 +1,210 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::stream::{Source, stream};
 use podveil_ca_client::{ProgramCredentials, transport};
 use podveil_identity::ProgramIdentity;
+use podveil_xds_client::Servers;
+use rand::seq::IteratorRandom;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 /// Between two looks for replicas. One that is new is found within this; an old one is kept as long as it is named.
 const LOOK: Duration = Duration::from_secs(10);
-/// The same while no replica is connected.
-const LOOK_ALONE: Duration = Duration::from_secs(1);
+/// The same where somebody has no stream.
+const LOOK_SOON: Duration = Duration::from_secs(1);
 /// A name server that does not answer.
 const LOOK_BOUND: Duration = Duration::from_secs(5);
-const FIRST_RETRY: Duration = Duration::from_millis(50);
-const LAST_RETRY: Duration = Duration::from_secs(5);
+/// How long a stream that begins waits for a replica that answers. At the start that is soon found.
+const FIRST_ANSWER: Duration = Duration::from_secs(1);
 /// A deployment has a handful; an answer with more is cut there.
 const MAX_REPLICAS: usize = 16;
 
-/// Where the controller's replicas are.
+/// By their addresses, in words.
+pub(crate) type Known = BTreeMap<String, Replica>;
+
 #[derive(Clone, Debug)]
-pub enum Replicas {
-    /// All addresses of this `host:port`, by the resolver.
-    Named {
+pub(crate) struct Replica {
+    pub channel: Channel,
+    /// A report stream to it is open: it is there, and answers.
+    pub open: bool,
+}
+
+/// The replicas of the controller: one connection to each, which all streams of the process share.
+///
+/// As [`Servers`], one at random of those that answer, and where a stream has ended, another one than that went to.
+#[derive(Clone, Debug)]
+pub struct Replicas {
+    known: Arc<watch::Sender<Known>>,
+    /// A look is wanted.
+    soon: Arc<Notify>,
+    /// To whichever is ready, on a connection of its own: where none is known or answers.
+    otherwise: Option<Channel>,
+    /// What connections wait for.
+    credentials: Option<ProgramCredentials>,
+    /// Where the last stream of this clone went to.
+    last: Option<String>,
+}
+
+impl Replicas {
+    /// All addresses of this `host:port`, by the resolver, which is asked again and again until `stop`. While it knows none,
+    /// or none of them answers, streams go `otherwise`.
+    pub fn named(
         address: String,
         credentials: ProgramCredentials,
-    },
-    /// These, for ever: for tests.
-    Fixed(Vec<Channel>),
-}
+        otherwise: Channel,
+        stop: CancellationToken,
+    ) -> Self {
+        let replicas = Self {
+            known: Arc::default(),
+            soon: Arc::default(),
+            otherwise: Some(otherwise),
+            credentials: Some(credentials.clone()),
+            last: None,
+        };
+        let channel = move |replica: &str| {
+            transport::channel(replica, &credentials, ProgramIdentity::Controller)
+        };
+        let (known, soon) = (replicas.known.clone(), replicas.soon.clone());
+        let looking = keep_looking(address, channel, known, soon);
+        tokio::spawn(stop.run_until_cancelled_owned(looking));
+        replicas
+    }
 
-/// What is known of the replicas, for whoever subscribes.
-#[derive(Clone, Debug, Default)]
-pub struct Controllers {
-    /// How many are connected.
-    pub connected: watch::Sender<usize>,
-    /// Podveil is being uninstalled, as the replica says that spoke last. Stays as it is when none is connected.
-    pub uninstalling: watch::Sender<bool>,
-}
-
-/// Reports `source` to every replica until `stop`; what they say is in `controllers`.
-pub async fn run<S: Source>(
-    replicas: Replicas,
-    source: S,
-    controllers: Controllers,
-    stop: CancellationToken,
-) {
-    let report = async {
-        match replicas {
-            Replicas::Named {
-                address,
-                credentials,
-            } => follow(&address, &credentials, &source, &controllers).await,
-            Replicas::Fixed(channels) => {
-                let mut streams = JoinSet::new();
-                for (index, channel) in channels.into_iter().enumerate() {
-                    let name = format!("replica {index}");
-                    streams.spawn(keep(name, channel, source.clone(), controllers.clone()));
-                }
-                while streams.join_next().await.is_some() {}
-            }
+    /// These, for ever, and at least one: for tests.
+    pub fn fixed(channels: Vec<Channel>) -> Self {
+        let replica = |(number, channel)| {
+            let name = format!("replica {number}");
+            let open = false;
+            (name, Replica { channel, open })
+        };
+        let known: Known = channels.into_iter().enumerate().map(replica).collect();
+        Self {
+            known: Arc::new(watch::Sender::new(known)),
+            soon: Arc::default(),
+            otherwise: None,
+            credentials: None,
+            last: None,
         }
-    };
-    let _stopped: Option<()> = stop.run_until_cancelled(report).await;
+    }
+
+    pub(crate) fn known(&self) -> watch::Receiver<Known> {
+        self.known.subscribe()
+    }
+
+    pub(crate) fn set_open(&self, replica: &str, open: bool) {
+        self.known.send_if_modified(|known| {
+            let replica = known.get_mut(replica);
+            replica.is_some_and(|replica| std::mem::replace(&mut replica.open, open) != open)
+        });
+    }
+
+    /// There may be others by now.
+    pub(crate) fn look_soon(&self) {
+        self.soon.notify_one();
+    }
+
+    fn choose(&mut self) -> Option<Channel> {
+        let known = self.known.borrow();
+        let open = || known.iter().filter(|(_, replica)| replica.open);
+        let is_another = |(name, _): &(&String, &Replica)| Some(*name) != self.last.as_ref();
+        let mut random = rand::rng();
+        let mut chosen = open().filter(is_another).choose(&mut random);
+        chosen = chosen.or_else(|| open().next());
+        // One after the other. What waits for a certificate would wait for it there as well.
+        let has_failed = chosen.is_none() && self.last.is_some() && self.may_connect();
+        if !(has_failed && self.otherwise.is_some()) {
+            chosen = chosen
+                .or_else(|| known.iter().filter(is_another).choose(&mut random))
+                .or_else(|| known.iter().next());
+        }
+        let (last, channel) = match chosen {
+            Some((name, replica)) => (Some(name.clone()), Some(replica.channel.clone())),
+            None => (None, self.otherwise.clone()),
+        };
+        drop(known);
+        self.last = last;
+        channel
+    }
+
+    fn may_connect(&self) -> bool {
+        let credentials = self.credentials.as_ref();
+        credentials.is_none_or(|credentials| credentials.current().is_some())
+    }
 }
 
-/// Keeps a stream to each address of `address`.
-async fn follow<S: Source>(
-    address: &str,
-    credentials: &ProgramCredentials,
-    source: &S,
-    controllers: &Controllers,
+impl Servers for Replicas {
+    async fn next(&mut self) -> Channel {
+        self.look_soon();
+        let mut known = self.known();
+        let answers = known.wait_for(|known| known.values().any(|replica| replica.open));
+        // Whether in time or not: what is known then decides.
+        drop(tokio::time::timeout(FIRST_ANSWER, answers).await);
+        match self.choose() {
+            Some(channel) => channel,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+async fn keep_looking(
+    address: String,
+    channel: impl Fn(&str) -> Channel,
+    known: Arc<watch::Sender<Known>>,
+    soon: Arc<Notify>,
 ) {
-    // Without a certificate there is no link to report over.
-    credentials.ready().await;
-    let mut streams: BTreeMap<SocketAddr, DropGuard> = BTreeMap::new();
     loop {
-        match look_up(address).await {
+        match look_up(&address).await {
             Ok(found) => {
-                streams.retain(|replica, _| {
-                    let kept = found.contains(replica);
-                    if !kept {
-                        tracing::info!(%replica, "a replica of the controller is gone");
-                    }
-                    kept
-                });
-                for replica in found {
-                    streams.entry(replica).or_insert_with(|| {
-                        tracing::info!(%replica, "a replica of the controller");
-                        let name = replica.to_string();
-                        let channel =
-                            transport::channel(&name, credentials, ProgramIdentity::Controller);
-                        let stop = CancellationToken::new();
-                        let kept = keep(name, channel, source.clone(), controllers.clone());
-                        tokio::spawn(stop.clone().run_until_cancelled_owned(kept));
-                        stop.drop_guard()
-                    });
-                }
+                known.send_if_modified(|known| follow(known, &found, &channel));
             }
             // Those that are known go on.
             Err(error) => {
                 tracing::warn!(address, %error, "the controller's replicas cannot be looked up");
             }
         }
-        let alone = *controllers.connected.borrow() == 0;
-        let pause = if alone { LOOK_ALONE } else { LOOK };
-        tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
+        // Spread, or all nodes would ask the name server in one moment for ever.
+        let spread = rand::random_range(0.5..=1.0);
+        tokio::select! {
+            () = tokio::time::sleep(LOOK.mul_f64(spread)) => {}
+            () = async {
+                tokio::time::sleep(LOOK_SOON.mul_f64(spread)).await;
+                soon.notified().await;
+            } => {}
+        }
     }
+}
+
+/// True if there is news.
+fn follow(
+    known: &mut Known,
+    found: &BTreeSet<SocketAddr>,
+    channel: impl Fn(&str) -> Channel,
+) -> bool {
+    let names: BTreeSet<String> = found.iter().map(ToString::to_string).collect();
+    let before = known.len();
+    known.retain(|replica, _| {
+        let kept = names.contains(replica);
+        if !kept {
+            tracing::info!(replica, "a replica of the controller is gone");
+        }
+        kept
+    });
+    let mut news = known.len() != before;
+    for replica in names {
+        known.entry(replica).or_insert_with_key(|replica| {
+            tracing::info!(replica, "a replica of the controller");
+            news = true;
+            Replica {
+                channel: channel(replica),
+                open: false,
+            }
+        });
+    }
+    news
 }
 
 /// The addresses of one family: a replica that has both is one replica.
@@ -124,63 +218,6 @@ fn one_family(found: impl Iterator<Item = SocketAddr>) -> BTreeSet<SocketAddr> {
     let (v4, v6): (BTreeSet<_>, BTreeSet<_>) = found.partition(SocketAddr::is_ipv4);
     let chosen = if v4.is_empty() { v6 } else { v4 };
     chosen.into_iter().take(MAX_REPLICAS).collect()
-}
-
-/// Reports over `channel` for ever.
-async fn keep(
-    replica: String,
-    channel: Channel,
-    mut source: impl Source,
-    controllers: Controllers,
-) {
-    let mut pause = FIRST_RETRY;
-    loop {
-        let link = Link::new(&controllers.connected);
-        let (opened, uninstalling) = (|| link.open(), &controllers.uninstalling);
-        let (ended, sent) = stream(&mut source, channel.clone(), opened, uninstalling).await;
-        drop(link);
-        if sent > 1 {
-            pause = FIRST_RETRY;
-        }
-        let wait = pause.mul_f64(rand::random_range(0.5..=1.0));
-        pause = (pause * 2).min(LAST_RETRY);
-        tracing::warn!(
-            replica,
-            code = ?ended.code(),
-            reason = ended.message(),
-            retry_ms = wait.as_millis() as u64,
-            "no report stream to the controller"
-        );
-        tokio::time::sleep(wait).await;
-    }
-}
-
-/// Counts a stream as connected from when it is open until this is dropped, whatever ends it.
-struct Link<'a> {
-    connected: &'a watch::Sender<usize>,
-    open: std::sync::atomic::AtomicBool,
-}
-
-impl<'a> Link<'a> {
-    fn new(connected: &'a watch::Sender<usize>) -> Self {
-        Self {
-            connected,
-            open: false.into(),
-        }
-    }
-
-    fn open(&self) {
-        self.open.store(true, std::sync::atomic::Ordering::Relaxed);
-        self.connected.send_modify(|count| *count += 1);
-    }
-}
-
-impl Drop for Link<'_> {
-    fn drop(&mut self) {
-        if *self.open.get_mut() {
-            self.connected.send_modify(|count| *count -= 1);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -142,7 +142,7 @@ pub async fn run(
     let (namespaces, namespaces_now) = watch::channel(Namespaces::read(&not_enrolled).into());
     let held = Held::default();
     let in_use = InUse::default();
-    let channel = transport::channel(
+    let controller = transport::channel(
         &config.xds_address,
         &credentials,
         ProgramIdentity::Controller,
@@ -155,10 +155,16 @@ pub async fn run(
         ..NodeInfo::default()
     };
     let stop = CancellationToken::new();
+    let replicas = Replicas::named(
+        config.reports_address.clone(),
+        credentials.clone(),
+        controller,
+        stop.clone(),
+    );
     let watched = proxy.clone();
     let links = Links {
         xds: Client::start(
-            channel,
+            replicas.clone(),
             podveil_xds_client::Config {
                 backoff_max: XDS_LAST_RETRY,
                 ..podveil_xds_client::Config::new(info)
@@ -179,13 +185,9 @@ pub async fn run(
     let reporter = Reporter {
         node: config.node.clone(),
         bundle: credentials.bundle(),
-        credentials: credentials.clone(),
+        credentials,
         status: status.subscribe(),
         in_use,
-    };
-    let replicas = Replicas::Named {
-        address: config.reports_address.clone(),
-        credentials,
     };
     let controllers = Controllers::default();
     let installation = Installation::new(&config.cni);

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-use crate::{Acknowledge, Batch, Config, Counts, Lost, Received, Session, Status, Termination};
+use crate::{
+    Acknowledge, Batch, Config, Counts, Lost, Received, Servers, Session, Status, Termination,
+};
 use podveil_model::Lookup;
 use podveil_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse,
@@ -95,15 +97,14 @@ impl Demand {
 
 impl Client {
     /// Starts the client's task. It runs until `stop`, or until the consumer drops [`Client::batches`].
-    pub fn start(channel: Channel, config: Config, stop: CancellationToken) -> Self {
+    pub fn start(servers: impl Servers, config: Config, stop: CancellationToken) -> Self {
         let (batches_in, batches) = mpsc::channel(QUEUED_BATCHES);
         let (demand, wishes) = Demand::unanswered(QUEUED_WISHES);
         let (answers_in, answers) = mpsc::channel(UNANSWERED_BATCHES);
         let (status_in, status) = watch::channel(Status::default());
         let counts = Arc::new(Counts::default());
         let task = Task {
-            service: AggregatedDiscoveryServiceClient::new(channel)
-                .max_decoding_message_size(MAX_MESSAGE_BYTES),
+            servers,
             credentials: Credentials::new(&config),
             session: Session::new(config, now(), rand::random()),
             batches: batches_in,
@@ -134,8 +135,8 @@ fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-struct Task {
-    service: AggregatedDiscoveryServiceClient<Channel>,
+struct Task<S> {
+    servers: S,
     credentials: Credentials,
     session: Session,
     batches: mpsc::Sender<Batch>,
@@ -164,29 +165,13 @@ struct Slot {
     answer: OwnedPermit<Answer>,
 }
 
-impl Task {
+impl<S: Servers> Task<S> {
     async fn run(mut self) {
         while let Some(at) = self.session.connect_at() {
-            tokio::select! {
-                () = tokio::time::sleep_until(at.into()) => {}
-                Some((id, answer)) = self.answers.recv() => {
-                    self.session.answer(id, answer);
-                    continue;
-                }
-                Some(wish) = self.wishes.recv() => {
-                    self.wish(wish);
-                    continue;
-                }
-                room = room(&self.batches, &self.answers_in), if self.session.has_let_go() => match room {
-                    Some(slot) => {
-                        slot.fill(self.session.take_let_go());
-                        continue;
-                    }
-                    None => return,
-                },
-                () = self.batches.closed() => return,
-            }
-            let Some(lost) = self.stream().await else {
+            let Some(channel) = self.turn(at).await else {
+                return;
+            };
+            let Some(lost) = self.stream(channel).await else {
                 return;
             };
             tracing::info!(reason = %lost.reason, "lost the discovery stream");
@@ -195,15 +180,39 @@ impl Task {
         }
     }
 
+    /// Waits until it is time for the next stream, and for whom it goes to. `None`: nobody wants the batches any more.
+    async fn turn(&mut self, at: Instant) -> Option<Channel> {
+        let Self {
+            servers, session, ..
+        } = self;
+        let turn = async {
+            tokio::time::sleep_until(at.into()).await;
+            servers.next().await
+        };
+        tokio::pin!(turn);
+        loop {
+            tokio::select! {
+                channel = &mut turn => return Some(channel),
+                Some((id, answer)) = self.answers.recv() => session.answer(id, answer),
+                Some(wish) = self.wishes.recv() => take_wish(session, wish),
+                room = room(&self.batches, &self.answers_in), if session.has_let_go() => {
+                    room?.fill(session.take_let_go());
+                }
+                () = self.batches.closed() => return None,
+            }
+        }
+    }
+
     /// One stream from its first request to its end. `None`: nobody wants the batches any more.
-    async fn stream(&mut self) -> Option<Lost> {
+    async fn stream(&mut self, channel: Channel) -> Option<Lost> {
         self.session.opening();
         let (requests_in, requests) = mpsc::channel(QUEUED_REQUESTS);
         let mut request = Request::new(ReceiverStream::new(requests));
         if let Err(reason) = self.credentials.put_into(request.metadata_mut()).await {
             return Some(Lost { reason });
         }
-        let mut service = self.service.clone();
+        let mut service = AggregatedDiscoveryServiceClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
         let call = service.delta_aggregated_resources(request);
         tokio::pin!(call);
         let mut responses: Option<Streaming<DeltaDiscoveryResponse>> = None;
@@ -245,7 +254,7 @@ impl Task {
                     self.session.answer(id, answer);
                     self.tell();
                 }
-                Event::Wished(wish) => self.wish(wish),
+                Event::Wished(wish) => take_wish(&mut self.session, wish),
                 Event::CanDeliver(room) => slot = Some(room),
                 Event::Received(response) => {
                     let bytes = response.encoded_len();
@@ -266,18 +275,6 @@ impl Task {
         }
     }
 
-    fn wish(&mut self, wish: Wish) {
-        match wish {
-            Wish::Ask(lookup) => {
-                if let Err(error) = self.session.ask(now(), lookup) {
-                    // The asker's hold bound ends its wait; a log line each would let a scanning pod fill the log.
-                    tracing::debug!(%error, "a question was refused");
-                }
-            }
-            Wish::Forget(lookups) => self.session.forget(lookups),
-        }
-    }
-
     fn tell(&self) {
         let status = self.session.status();
         self.status.send_if_modified(|old| {
@@ -285,6 +282,18 @@ impl Task {
             *old = status;
             changed
         });
+    }
+}
+
+fn take_wish(session: &mut Session, wish: Wish) {
+    match wish {
+        Wish::Ask(lookup) => {
+            if let Err(error) = session.ask(now(), lookup) {
+                // The asker's hold bound ends its wait; a log line each would let a scanning pod fill the log.
+                tracing::debug!(%error, "a question was refused");
+            }
+        }
+        Wish::Forget(lookups) => session.forget(lookups),
     }
 }
 

@@ -9,7 +9,7 @@
 //! [`Client::start`]. Channels out: [`Batch`]es (bounded; while it is full nothing more is read from the stream) and
 //! [`Status`]. Channel in: [`Demand`] (bounded; a full one is an error to the asker).
 //!
-//! Left out: choosing among replicas, TLS (the channel brings it), and what the updates mean, which is
+//! Left out: choosing among replicas ([`Servers`]), TLS (the channel brings it), and what the updates mean, which is
 //! `proxy/state`'s.
 
 #![forbid(unsafe_code)]
@@ -18,11 +18,13 @@ mod client;
 mod config;
 mod counts;
 pub mod parse;
+mod servers;
 mod session;
 mod update;
 
 pub use client::{AskError, Client, Demand, Wish};
 pub use config::{Config, NodeInfo};
 pub use counts::{Counts, Termination};
+pub use servers::Servers;
 pub use session::{AskRefused, Lost, Received, Session};
 pub use update::{Acknowledge, Batch, Rejected, ResourceType, Status, Update};

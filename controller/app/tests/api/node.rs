@@ -77,7 +77,7 @@ impl Node {
                 in_use: in_use.clone(),
                 broken: is_broken.clone(),
             };
-            let replicas = Replicas::Fixed(to.iter().map(to_controller).collect());
+            let replicas = Replicas::fixed(to.iter().map(to_controller).collect());
             tokio::spawn(podveil_reports::run(
                 replicas,
                 reporter,

@@ -26,7 +26,7 @@ impl Elsewhere {
                 module,
                 ready: ready.clone(),
             };
-            let replicas = Replicas::Fixed(vec![channel.clone()]);
+            let replicas = Replicas::fixed(vec![channel.clone()]);
             let controllers = Controllers::default();
             tokio::spawn(podveil_reports::run(
                 replicas,

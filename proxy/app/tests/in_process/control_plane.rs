@@ -79,7 +79,7 @@ impl ControlPlane {
             credentials: ProgramCredentials::fixed(credentials),
             ca: self.channel.clone(),
             controller: self.channel.clone(),
-            replicas: Replicas::Fixed(vec![self.channel.clone()]),
+            replicas: Some(Replicas::fixed(vec![self.channel.clone()])),
             mark: None,
         }
     }
