@@ -32,6 +32,9 @@ const REMEMBERED: Duration = Duration::from_secs(600);
 const MAX_REMEMBERED: usize = 20_000;
 /// The API takes 1 KiB.
 const MAX_NOTE_CHARS: usize = 500;
+const ENROLLED: &str = "TCP with other enrolled pods is encrypted and authenticated";
+const STARTED_UNCAPTURED: &str = "its containers started before it was captured, since the CNI plugin did not ask about it: what \
+    they sent until then was plain. A pod made anew starts captured";
 
 /// What there may be to say about one object.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -45,11 +48,19 @@ enum Reason {
     StartedUncaptured,
 }
 
+/// Cheap to make: there is one for each enrolled pod in each round.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 struct Key {
-    object: String,
+    object: Arc<str>,
     reason: Reason,
-    note: String,
+    note: Cow<'static, str>,
+}
+
+/// What an event is about.
+#[derive(Clone, Copy, Debug)]
+enum Object<'a> {
+    Namespace(&'a KubernetesName),
+    Pod(&'a WorkloadStatus),
 }
 
 #[derive(Debug)]
@@ -93,7 +104,7 @@ pub(crate) async fn write(
         let mut next = HashMap::new();
         let mut sent = 0;
         let refused = refused.borrow().clone();
-        for (key, object) in due(&index.status(), &cluster, &refused) {
+        for (key, object) in due(&index.status(), &refused) {
             let mut one = last.remove(&key).unwrap_or(Told {
                 at: now,
                 // Good news from before are no news.
@@ -103,6 +114,7 @@ pub(crate) async fn write(
             one.gone = None;
             if !one.sent && now.duration_since(one.at) >= key.patience() && sent < MAX_IN_ROUND {
                 sent += 1;
+                let object = object.reference(&cluster);
                 match recorder.publish(&event(&key), &object).await {
                     Ok(()) => one.sent = true,
                     Err(error) => tracing::warn!(%error, "an event could not be written"),
@@ -137,62 +149,65 @@ fn remember(next: &mut HashMap<Key, Told>, gone: HashMap<Key, Told>, now: Instan
 /// All that is so now.
 fn due<'a>(
     status: &'a podveil_index::Status,
-    cluster: &'a Cluster,
     refused: &'a Refused,
-) -> impl Iterator<Item = (Key, ObjectReference)> + 'a {
+) -> impl Iterator<Item = (Key, Object<'a>)> + 'a {
     let bad = status.namespaces.iter().flat_map(|(name, conditions)| {
-        let bad = move |note: &'a String| (name, Reason::BadSetting, Cow::from(note));
+        let bad = move |note: &'a String| (name, Reason::BadSetting, shortened(note));
         conditions.iter().map(bad)
     });
     let not_begun = status.not_begun.iter().flat_map(|(why, namespaces)| {
-        let note = why.to_string();
-        let refused = move |name: &'a _| (name, Reason::NotEnrolled, Cow::from(note.clone()));
+        let note = shortened(&why.to_string());
+        let refused = move |name: &'a _| (name, Reason::NotEnrolled, note.clone());
         namespaces.iter().map(refused)
     });
     let refused = refused.iter().flat_map(|(name, notes)| {
-        let refused = move |note: &'a String| (name, Reason::RefusesApiServer, Cow::from(note));
+        let refused = move |note: &'a String| (name, Reason::RefusesApiServer, shortened(note));
         notes.iter().map(refused)
     });
     let of_namespaces = bad
         .chain(not_begun)
         .chain(refused)
-        .map(|(name, reason, note)| (key(name.as_str(), reason, &note), namespace(name, cluster)));
+        .map(|(name, reason, note)| {
+            let object = name.as_str().into();
+            let key = Key {
+                object,
+                reason,
+                note,
+            };
+            (key, Object::Namespace(name))
+        });
     let of_pods = status.workloads.iter().flat_map(|workload| {
         let bad = workload
             .conditions
             .iter()
-            .map(|condition| (Reason::BadSetting, condition.as_str()));
+            .map(|condition| (Reason::BadSetting, shortened(condition)));
         let stage = match workload.stage {
             Stage::Mandatory if !workload.reason.is_empty() => {
-                Some((Reason::CaptureBroken, workload.reason.as_str()))
+                Some((Reason::CaptureBroken, shortened(&workload.reason)))
             }
-            Stage::Mandatory => Some((
-                Reason::Enrolled,
-                "TCP with other enrolled pods is encrypted and authenticated",
-            )),
+            Stage::Mandatory => Some((Reason::Enrolled, Cow::from(ENROLLED))),
             Stage::Wanted if !workload.reason.is_empty() => {
-                Some((Reason::NotCaptured, workload.reason.as_str()))
+                Some((Reason::NotCaptured, shortened(&workload.reason)))
             }
             _ => None,
         };
-        let uncaptured = workload.started_uncaptured.then_some((
-            Reason::StartedUncaptured,
-            "its containers started before it was captured, since the CNI plugin did not ask about it: what they sent until \
-             then was plain. A pod made anew starts captured",
-        ));
-        bad.chain(stage)
-            .chain(uncaptured)
-            .map(|(reason, note)| (key(&workload.uid.to_string(), reason, note), pod(workload)))
+        let uncaptured = (workload.started_uncaptured)
+            .then_some((Reason::StartedUncaptured, Cow::from(STARTED_UNCAPTURED)));
+        bad.chain(stage).chain(uncaptured).map(|(reason, note)| {
+            let object = workload.uid.0.clone();
+            let key = Key {
+                object,
+                reason,
+                note,
+            };
+            (key, Object::Pod(workload))
+        })
     });
     of_namespaces.chain(of_pods)
 }
 
-fn key(object: &str, reason: Reason, note: &str) -> Key {
-    Key {
-        object: object.to_owned(),
-        reason,
-        note: note.chars().take(MAX_NOTE_CHARS).collect(),
-    }
+fn shortened(note: &str) -> Cow<'static, str> {
+    note.chars().take(MAX_NOTE_CHARS).collect::<String>().into()
 }
 
 impl Key {
@@ -208,26 +223,29 @@ impl Key {
     }
 }
 
-fn namespace(name: &KubernetesName, cluster: &Cluster) -> ObjectReference {
-    ObjectReference {
-        api_version: Some("v1".to_owned()),
-        kind: Some("Namespace".to_owned()),
-        name: Some(name.to_string()),
-        uid: cluster
-            .namespace(name)
-            .map(|namespace| namespace.uid.to_string()),
-        ..ObjectReference::default()
-    }
-}
-
-fn pod(workload: &WorkloadStatus) -> ObjectReference {
-    ObjectReference {
-        api_version: Some("v1".to_owned()),
-        kind: Some("Pod".to_owned()),
-        namespace: Some(workload.identity.namespace.to_string()),
-        name: Some(workload.name.to_string()),
-        uid: Some(workload.uid.to_string()),
-        ..ObjectReference::default()
+impl Object<'_> {
+    fn reference(self, cluster: &Cluster) -> ObjectReference {
+        let (kind, namespace, name, uid) = match self {
+            Self::Namespace(name) => {
+                let known = cluster.namespace(name);
+                let uid = known.map(|namespace| namespace.uid.to_string());
+                ("Namespace", None, name.to_string(), uid)
+            }
+            Self::Pod(pod) => (
+                "Pod",
+                Some(pod.identity.namespace.to_string()),
+                pod.name.to_string(),
+                Some(pod.uid.to_string()),
+            ),
+        };
+        ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some(kind.to_owned()),
+            namespace,
+            name: Some(name),
+            uid,
+            ..ObjectReference::default()
+        }
     }
 }
 
@@ -244,7 +262,7 @@ fn event(key: &Key) -> Event {
     Event {
         type_,
         reason: reason.to_owned(),
-        note: Some(key.note.clone()),
+        note: Some(key.note.to_string()),
         action: "Enrol".to_owned(),
         secondary: None,
     }
