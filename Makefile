@@ -3,6 +3,8 @@
 
 .PHONY: help setup setup-codegen setup-cluster build demo demo-cluster test test-all test-unit bench fuzz lint codegen docs
 .DEFAULT_GOAL := help
+# Where rustup puts cargo, for a shell that has not been told.
+export PATH := $(PATH):$(HOME)/.cargo/bin
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -22,10 +24,10 @@ build: setup ## Build all programs
 demo: build ## Two simulated nodes, pods, real programs, and what crosses the wire (root)
 	cargo run --quiet --bin podveilctl -- demo $(DEMO)
 
-demo-cluster: setup-cluster ## The whole journey on real Kubernetes: install, label, curl, uninstall (root, Go 1.26)
+demo-cluster: setup-cluster ## The whole journey on real Kubernetes: install, label, curl, uninstall (root, Go 1.26.6)
 	cargo xtask cluster demo
 
-test: setup-cluster ## All tests, those in network namespaces and on real Kubernetes included (root, Go 1.26)
+test: setup-cluster ## All tests, those in network namespaces and on real Kubernetes included (root, Go 1.26.6)
 	cargo xtask test
 
 test-all: setup-cluster ## The same, and whole matrices of which it has one of each kind

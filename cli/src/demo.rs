@@ -115,7 +115,7 @@ fn print_tour(world: &World, podveilctl: &Path) {
         client.net.namespace,
         far.net.v4()
     );
-    println!("  ip netns exec {} nft list ruleset", client.net.namespace);
+    println!("  ip netns exec {} ss -tln", client.net.namespace);
     println!(
         "  ip netns exec {} curl -sS http://127.0.0.1:15000/config_dump",
         world.topology.nodes[0].namespace

@@ -5,12 +5,13 @@
 mod compile;
 
 use compile::{OBJECTS, REFERENCE, compile};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
 fn main() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // Read when it runs: a build script that is taken from a cache was compiled somewhere else.
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let out = env::var_os("OUT_DIR").expect("cargo sets it");
     for watched in ["build.rs", "compile.rs", "objects", "programs"] {
         println!("cargo::rerun-if-changed={watched}");

@@ -33,6 +33,9 @@ pub struct Arguments {
     /// Only this image; may be given several times.
     #[arg(long, value_enum)]
     only: Vec<Name>,
+    /// What the images are tagged with; the project's version if nothing is said.
+    #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+    tag: String,
 }
 
 impl Arguments {
@@ -41,6 +44,7 @@ impl Arguments {
         Self {
             profile: Profile::Dev,
             only: Vec::new(),
+            tag: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
 }
@@ -112,7 +116,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let folder = workspace().join("target/images");
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     for name in names {
-        let image = image(name, &built)?;
+        let image = Image {
+            tag: arguments.tag.clone(),
+            ..image(name, &built)?
+        };
         let files: usize = image.layers.iter().map(Layer::size_bytes).sum();
         let bytes = image.archive()?;
         let path = folder.join(format!("{}.tar", name.word()));

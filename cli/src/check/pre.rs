@@ -124,13 +124,30 @@ pub(super) async fn survey(
 }
 
 pub(super) fn judge(survey: &Survey) -> Vec<Finding> {
-    let mut findings = nodes::judge(survey);
+    let mut findings: Vec<_> = unknown_namespaces(survey).collect();
+    findings.extend(nodes::judge(survey));
     findings.extend(network::judge(survey));
     findings.extend(meshes::judge(survey));
     findings.extend(policies::judge(survey));
     findings.extend(backends::judge(survey));
     findings.extend(permissions::judge(&survey.permissions));
     findings
+}
+
+/// A name that was mistyped would count as a namespace without policies.
+fn unknown_namespaces(survey: &Survey) -> impl Iterator<Item = Finding> {
+    let known = survey.namespaces.as_deref().ok();
+    let is_there = move |name: &String| {
+        known.is_none_or(|known| known.iter().any(|one| one.name_any() == *name))
+    };
+    let unknown = survey.enrolled.iter().filter(move |name| !is_there(name));
+    unknown.map(|name| {
+        Finding::problem(
+            "namespace",
+            format!("there is no namespace {name}"),
+            "`kubectl get namespaces`; or make it first",
+        )
+    })
 }
 
 /// What was listed, or one finding that says that it was not.
@@ -252,6 +269,28 @@ list_api!(
     ValidatingWebhookConfiguration,
 );
 list_api!(namespaced: DaemonSet, NetworkPolicy, Pod, Service);
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{nothing, objects, worse};
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_namespace_that_is_not_there_is_named() {
+        let with = |namespaces| Survey {
+            namespaces,
+            enrolled: ["shop".to_owned()].into(),
+            ..nothing()
+        };
+        let told = |survey| worse(unknown_namespaces(&survey).collect());
+        let shop = json!({ "metadata": { "name": "shop" } });
+        assert_eq!(told(with(objects([shop]))), Vec::<String>::new());
+        let expected = ["Problem: there is no namespace shop"];
+        assert_eq!(told(with(objects([]))), expected);
+        assert_eq!(told(with(Err("forbidden".into()))), Vec::<String>::new());
+    }
+}
 
 #[cfg(test)]
 mod testing {

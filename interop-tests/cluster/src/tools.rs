@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The oldest Go that builds them all.
-const GO: (u32, u32) = (1, 26);
+const GO: (u32, u32, u32) = (1, 26, 6);
 const STRIPPED: &str = "-s -w";
 /// Without a version clients cannot parse what the server says of itself.
 const KUBERNETES_FLAGS: &str = "-s -w \
@@ -243,8 +243,8 @@ fn build(tool: Tool, folder: &Path, path: &Path) -> anyhow::Result<()> {
 /// With what to do about it, if there is no Go or it is too old.
 pub fn check_go() -> anyhow::Result<()> {
     let needs = format!(
-        "the cluster's programs are built with Go {}.{} or newer",
-        GO.0, GO.1
+        "the cluster's programs are built with Go {}.{}.{} or newer",
+        GO.0, GO.1, GO.2
     );
     let output = Command::new("go")
         .args(["env", "GOVERSION"])
@@ -260,12 +260,16 @@ pub fn check_go() -> anyhow::Result<()> {
     }
 }
 
-/// `go1.26.8`, `go1.27rc1`.
-fn parse_go(version: &str) -> Option<(u32, u32)> {
-    let mut parts = version
-        .strip_prefix("go")?
-        .split(|character: char| !character.is_ascii_digit());
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+/// `go1.26.8`, `go1.27`, `go1.27rc1`.
+fn parse_go(version: &str) -> Option<(u32, u32, u32)> {
+    let mut parts = version.strip_prefix("go")?.split('.');
+    let major = parts.next()?.parse().ok()?;
+    let minor = parts.next()?;
+    let release = minor
+        .split(|character: char| !character.is_ascii_digit())
+        .next()?;
+    let patch = parts.next().map_or(Some(0), |patch| patch.parse().ok())?;
+    Some((major, release.parse().ok()?, patch))
 }
 
 #[cfg(test)]
@@ -276,6 +280,8 @@ mod tests {
     fn go_versions_are_compared_as_numbers() {
         assert!(parse_go("go1.26.8").unwrap() >= GO);
         assert!(parse_go("go1.27rc1").unwrap() >= GO);
+        assert!(parse_go("go1.27").unwrap() >= GO);
+        assert!(parse_go("go1.26.5").unwrap() < GO);
         assert!(parse_go("go1.9").unwrap() < GO);
         assert_eq!(parse_go("devel"), None);
     }

@@ -45,12 +45,13 @@ pub struct NodeConfig {
     pub modules: Vec<Module>,
 
     /// The controller, `host:port`; a scheme `https://` is taken off. Default `podveil-controller.podveil-system.svc:15010`,
-    /// the chart's service. In mode B it is where to go while no replica of `reports_address` answers.
+    /// the chart's service. With a holder (`listeners_socket`) it is where to go while no replica of `reports_address` answers.
     #[serde(default = "default_xds_address")]
     pub xds_address: HostPort,
 
     /// A name, `host:port`, with the addresses of all replicas of the controller: reports go to each, and one gives the
-    /// configuration. Default: `xds_address`, which is right for a single replica; the chart sets its headless service.
+    /// configuration. Default: `xds_address`, which is right for a single replica; with several it must be set, as the chart does
+    /// with its headless service.
     #[serde(default)]
     pub reports_address: Option<HostPort>,
 
@@ -64,7 +65,7 @@ pub struct NodeConfig {
     pub token: PathBuf,
 
     /// File with the roots (PEM) that the CA is trusted by at first contact; a newer copy in `state_dir` goes before it.
-    /// Default: where the chart mounts the ConfigMap.
+    /// Default `/var/run/secrets/podveil/bundle.pem`; the chart sets where it mounts the ConfigMap.
     #[serde(default = "default_bootstrap_bundle")]
     pub bootstrap_bundle: PathBuf,
 
@@ -84,7 +85,7 @@ pub struct NodeConfig {
     pub zds_socket: PathBuf,
 
     /// Unix socket of the listeners' holder. Default `/var/run/podveil/listeners.sock`. Empty (`""`): there is no holder
-    /// (mode A), and the proxy makes its own listeners in each pod's network namespace.
+    /// (mode A: a foreign control plane and its agent), and the proxy makes its own listeners in each pod's network namespace.
     #[serde(default = "default_listeners_socket")]
     pub listeners_socket: PathBuf,
 
@@ -278,11 +279,11 @@ pub struct ProxySection {
     pub gone_series_kept: HumanDuration,
     /// Hold no more of the cluster than this node's workloads and what their connections ask for, in place of everything.
     /// Default false. It saves memory on nodes of a large cluster; in return the first connection to a destination, or from
-    /// a peer, waits for an answer of the controller, and while none is there only those that are held can be connected to.
-    /// Not in mode A.
+    /// a peer, waits for an answer of the controller, and while none is there only what was dialled, and who was heard of, before
+    /// can be connected to. Not without a holder (`listeners_socket`).
     pub on_demand: bool,
-    /// With `on_demand`, what no connection has used for this long is held no more. Default 1 h. While no controller is there,
-    /// everything is kept.
+    /// With `on_demand`, what no connection has used for this long is held no more; a second at least. Default 1 h. While no
+    /// controller is there, everything is kept.
     pub forget_after: HumanDuration,
 }
 
@@ -311,6 +312,8 @@ impl Default for ProxySection {
     }
 }
 
+const FORGET_LEAST: Duration = Duration::from_secs(1);
+
 /// Why the node program cannot start with this configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeConfigError {
@@ -322,6 +325,10 @@ pub enum NodeConfigError {
         "proxy.on_demand: not without a holder (listeners_socket), since a foreign control plane answers otherwise"
     )]
     OnDemand,
+    #[error(
+        "proxy.forget_after: at least {FORGET_LEAST:?}; sooner, what is in use would be forgotten"
+    )]
+    ForgetAfter,
     #[error("reading the configuration")]
     Unreadable(#[source] ConfigError),
 }
@@ -340,6 +347,9 @@ impl NodeConfig {
         config.module()?;
         if config.proxy.on_demand && config.holder().is_none() {
             return Err(NodeConfigError::OnDemand);
+        }
+        if config.proxy.forget_after.0 < FORGET_LEAST {
+            return Err(NodeConfigError::ForgetAfter);
         }
         Ok(config)
     }

@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | program credentials | the CA | SVID and bundle in use (`watch`) |
 //! | workload certificates | the CA | each identity's SVID (`watch`) |
+//! | replicas | the name server | connections to the controller (`watch`) |
 //! | xDS client | the controller | batches (bounded `mpsc`) |
 //! | state | batches, questions of connections | the view, the version in use (`watch`) |
 //! | prefetch | the view | holds on certificates |

@@ -3,10 +3,11 @@
 //! may wait for and at least every 3 s.
 //!
 //! A [`Source`] is the module's state; [`run`] keeps one stream to each of the [`Replicas`], whose addresses are looked up
-//! again and again, on the connection that the configuration of that replica comes by as well. A stream that ends is opened again with a growing wait; nothing is queued meanwhile, since each
-//! report replaces the one before it. A replica may ask back whether certain workloads are in use
-//! ([`Source::holds`]): a node takes its configuration from one replica only, and the others cannot read that one's
-//! versions. And it says whether Podveil is being uninstalled, so that the program knows how to end ([`Controllers`]).
+//! again and again, on the connection that the configuration of that replica comes by as well. A stream that ends is opened
+//! again with a growing wait; nothing is queued meanwhile, since each report replaces the one before it. A replica may ask
+//! back whether certain workloads are in use ([`Source::holds`]): a node takes its configuration from one replica only, and
+//! the others cannot read that one's versions. And it says whether Podveil is being uninstalled, so that the program knows
+//! how to end ([`Controllers`]).
 //!
 //! Left out: what a report says.
 

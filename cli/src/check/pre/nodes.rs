@@ -81,7 +81,7 @@ fn kernels(nodes: &[Node]) -> Vec<Finding> {
         findings.push(Finding::note(
             "kernel",
             "BTF, cgroup version and nftables can be read only on a node: the node program names what is missing when it \
-             starts, and `check` shows it",
+             starts, and `status` shows it",
         ));
     }
     findings

@@ -76,7 +76,7 @@ pub fn judge(survey: &Survey) -> Vec<Finding> {
         findings.push(Finding::good(
             "policies",
             format!(
-                "no network policy of {} stands before port {HBONE_PORT}",
+                "no NetworkPolicy and no policy of Cilium's in {} stands before port {HBONE_PORT}; others are not looked at",
                 names(survey)
             ),
         ));

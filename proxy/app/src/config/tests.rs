@@ -63,6 +63,13 @@ fn proxy_and_redirect_together_are_refused() {
 }
 
 #[test]
+fn what_is_in_use_cannot_be_set_to_be_forgotten() {
+    let error = load("node: n1\nproxy: {forget_after: 0s}\n", &[]).unwrap_err();
+    assert!(error.contains("proxy.forget_after: at least 1s"), "{error}");
+    assert!(load("node: n1\nproxy: {forget_after: 1s}\n", &[]).is_ok());
+}
+
+#[test]
 fn the_names_that_peers_charts_set_are_taken() {
     let variables = [
         ("NODE_NAME", "n2"),

@@ -173,7 +173,7 @@ impl Read {
         findings.extend(blocked(
             name,
             refuses.without(open),
-            "in an item of `toPorts` of its own, without rules about requests, or in a policy of its own",
+            "in an item of `toPorts` of its own, without rules about requests",
         ));
         findings.extend(denies(Named::Tunnels).words().map(|directions| {
             Finding::problem(

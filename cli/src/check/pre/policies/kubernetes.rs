@@ -62,7 +62,7 @@ pub fn judge(policy: &NetworkPolicy, open: Directions, pods: &[IpNet]) -> Option
     blocked(
         &format!("NetworkPolicy {namespace}/{name}"),
         refused.without(open),
-        "beside the ports in its rules, or in a policy of its own",
+        "beside the ports in its rules",
     )
 }
 
