@@ -8,6 +8,7 @@ mod ports;
 
 use super::{Survey, known};
 use crate::check::Finding;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::ResourceExt;
 use podveil_model::HBONE_PORT;
 use std::collections::BTreeMap;
@@ -22,7 +23,7 @@ pub struct Directions {
 }
 
 impl Directions {
-    fn and(self, other: Self) -> Self {
+    fn or(self, other: Self) -> Self {
         Self {
             from: self.from || other.from,
             to: self.to || other.to,
@@ -60,12 +61,12 @@ impl Open {
             Some(namespace) => self.namespaces.entry(namespace.to_owned()).or_default(),
             None => &mut self.everywhere,
         };
-        *place = place.and(directions);
+        *place = place.or(directions);
     }
 
     fn in_namespace(&self, namespace: Option<&str>) -> Directions {
         let own = namespace.and_then(|namespace| self.namespaces.get(namespace));
-        self.everywhere.and(own.copied().unwrap_or_default())
+        self.everywhere.or(own.copied().unwrap_or_default())
     }
 }
 
@@ -109,19 +110,24 @@ fn policies(survey: &Survey) -> Vec<Finding> {
         open.add(policy.namespace().as_deref(), kubernetes::opens(policy));
     }
     for policy in &read {
-        let (namespace, directions) = policy.opens();
-        open.add(namespace, directions);
+        open.add(policy.namespace(), policy.opens());
     }
     let pods = kubernetes::pod_ranges(survey.nodes.as_deref().unwrap_or_default());
     findings.extend(of_kubernetes.iter().filter_map(|policy| {
         let open = open.in_namespace(policy.namespace().as_deref());
         kubernetes::judge(policy, open, &pods)
     }));
-    findings.extend(read.iter().flat_map(|policy| {
-        let (namespace, _) = policy.opens();
-        policy.judge(open.in_namespace(namespace))
-    }));
+    findings.extend(
+        (read.iter()).flat_map(|policy| policy.judge(open.in_namespace(policy.namespace()))),
+    );
     findings
+}
+
+/// Does it choose everything?
+fn is_empty(selector: &LabelSelector) -> bool {
+    let labels = selector.match_labels.as_ref();
+    let expressions = selector.match_expressions.as_ref();
+    labels.is_none_or(BTreeMap::is_empty) && expressions.is_none_or(Vec::is_empty)
 }
 
 /// A policy with a rule that names ports, and none of them lets tunnels through. `cure`: where that is to be said.

@@ -3,7 +3,7 @@
 //! not hold for what goes in a tunnel; a rule about requests sees none there, and breaks the tunnel where it is about its port.
 
 use super::ports::{Named, Ports};
-use super::{Directions, blocked};
+use super::{Directions, blocked, is_empty};
 use crate::check::Finding;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use kube::ResourceExt;
@@ -144,14 +144,20 @@ pub fn read(policy: &DynamicObject, enrolled: &BTreeSet<String>) -> Result<Read,
 }
 
 impl Read {
-    /// The directions in which it lets tunnels through between every pod and every other; `None`: of every namespace.
-    pub fn opens(&self) -> (Option<&str>, Directions) {
-        let every = (self.specs.iter()).filter(|spec| spec.is_about_every_pod());
-        let opens = every.fold(Directions::default(), |opens, spec| Directions {
-            from: opens.from || spec.ingress.iter().any(Rule::opens),
-            to: opens.to || spec.egress.iter().any(Rule::opens),
-        });
-        (self.namespace.as_deref(), opens)
+    /// `None`: it is about every namespace.
+    pub fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
+    }
+
+    /// The directions in which it lets tunnels through between every pod that it may be about and every other.
+    pub fn opens(&self) -> Directions {
+        let every = (self.specs.iter()).filter(|spec| is_empty(&spec.endpoint_selector));
+        every.fold(Directions::default(), |opens, spec| {
+            opens.or(Directions {
+                from: spec.ingress.iter().any(Rule::opens),
+                to: spec.egress.iter().any(Rule::opens),
+            })
+        })
     }
 
     /// What it would do to enrolled pods. `open`: where another policy lets tunnels through.
@@ -220,15 +226,6 @@ impl Spec {
             Some(false) => &[],
             Some(true) | None => &self.egress,
         }
-    }
-
-    fn is_about_every_pod(&self) -> bool {
-        let LabelSelector {
-            match_labels,
-            match_expressions,
-        } = &self.endpoint_selector;
-        match_labels.iter().flatten().next().is_none()
-            && match_expressions.iter().flatten().next().is_none()
     }
 
     /// May it choose pods of these namespaces? Other labels are not looked at.

@@ -2,14 +2,13 @@
 //! NetworkPolicies: rules add up, so one that lets tunnels through between all pods of a namespace is enough for it.
 
 use super::ports::{Named, Ports};
-use super::{Directions, blocked};
+use super::{Directions, blocked, is_empty};
 use crate::check::Finding;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::networking::v1::{
     IPBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::ResourceExt;
 
 /// A rule of either direction.
@@ -90,12 +89,6 @@ impl<'a> Rule<'a> {
             ports: ports.unwrap_or_default().iter().map(Ports::from).collect(),
         }
     }
-}
-
-fn is_empty(selector: &LabelSelector) -> bool {
-    let labels = selector.match_labels.as_ref();
-    let expressions = selector.match_expressions.as_ref();
-    labels.is_none_or(|labels| labels.is_empty()) && expressions.is_none_or(Vec::is_empty)
 }
 
 /// Nothing but addresses that no pod has. Where nobody says which pods have, any may be one's.
