@@ -181,7 +181,7 @@ fn due<'a>(
             .conditions
             .iter()
             .map(|condition| (Reason::BadSetting, shortened(condition)));
-        let stage = match workload.stage {
+        let stage = match workload.workload.stage {
             Stage::Mandatory if !workload.reason.is_empty() => {
                 Some((Reason::CaptureBroken, shortened(&workload.reason)))
             }
@@ -194,7 +194,7 @@ fn due<'a>(
         let uncaptured = (workload.started_uncaptured)
             .then_some((Reason::StartedUncaptured, Cow::from(STARTED_UNCAPTURED)));
         bad.chain(stage).chain(uncaptured).map(|(reason, note)| {
-            let object = workload.uid.0.clone();
+            let object = workload.workload.uid.0.clone();
             let key = Key {
                 object,
                 reason,
@@ -231,7 +231,7 @@ impl Object<'_> {
                 let uid = known.map(|namespace| namespace.uid.to_string());
                 ("Namespace", None, name.to_string(), uid)
             }
-            Self::Pod(pod) => (
+            Self::Pod(WorkloadStatus { workload: pod, .. }) => (
                 "Pod",
                 Some(pod.identity.namespace.to_string()),
                 pod.name.to_string(),

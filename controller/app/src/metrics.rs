@@ -122,7 +122,10 @@ impl Metrics {
         self.source_broken
             .set(i64::from(self.source.borrow().error.is_some()));
         for stage in STAGES {
-            let at = status.workloads.iter().filter(|one| one.stage == stage);
+            let at = status
+                .workloads
+                .iter()
+                .filter(|one| one.workload.stage == stage);
             self.workloads
                 .with_label_values(&[stage.to_string().as_str()])
                 .set(count(at.count()));

@@ -120,16 +120,17 @@ fn node(status: &NodeStatus, instance: u64, enrolment_changed: u64) -> Node {
 }
 
 fn workload(status: WorkloadStatus) -> Workload {
+    let workload = &status.workload;
     Workload {
-        uid: status.uid.to_string(),
-        namespace: status.identity.namespace.to_string(),
-        name: status.name.to_string(),
-        identity: status.identity.to_string(),
-        node: status.node.to_string(),
-        addresses: status.addresses.iter().map(ToString::to_string).collect(),
-        stage: status.stage.to_string(),
-        epoch: status.epoch.to_string(),
-        mode: match status.mode {
+        uid: workload.uid.to_string(),
+        namespace: workload.identity.namespace.to_string(),
+        name: workload.name.to_string(),
+        identity: workload.identity.to_string(),
+        node: workload.node.to_string(),
+        addresses: workload.addresses.iter().map(ToString::to_string).collect(),
+        stage: workload.stage.to_string(),
+        epoch: workload.epoch.to_string(),
+        mode: match workload.mode {
             Mode::Permissive => "permissive",
             Mode::Strict => "strict",
         },

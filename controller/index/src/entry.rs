@@ -92,6 +92,14 @@ impl Entry {
         &self.workload.uid
     }
 
+    pub(crate) fn pod(&self) -> &Arc<Pod> {
+        &self.made_of.pod
+    }
+
+    pub(crate) fn derived(&self) -> &Derived {
+        &self.derived
+    }
+
     pub(crate) fn wanted(&self) -> bool {
         wanted(self.not_wanted, self.enrolment.stage())
     }
@@ -255,7 +263,7 @@ impl Parts<'_> {
 impl MadeOf {
     fn is_same(&self, parts: &Parts<'_>) -> bool {
         Arc::ptr_eq(&self.pod, parts.pod)
-            && Arc::ptr_eq(&self.namespace, parts.namespace)
+            && self.namespace == *parts.namespace
             && self.namespace_settings == parts.namespace_settings
             && self.released == parts.cluster.released
             && self.cilium_encrypts == parts.cluster.cilium_encrypts

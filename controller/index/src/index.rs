@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
+mod apply;
+
 use crate::enrolment::Facts;
-use crate::entry::{Entry, Parts};
+use crate::entry::Entry;
 use crate::letting_go::{self, LettingGo};
-use crate::mesh::mesh;
 use crate::nodes::Nodes;
-use crate::resolve::{Resolved, resolve};
-use crate::settings::{self, NamespaceSettings};
+use crate::settings::NamespaceSettings;
 use crate::status::{self, Status};
 use crate::{Module, NotBegun, Report, Saved, SavedWorkload, Snapshot};
-use foldhash::{HashMap, HashSet};
 use podveil_identity::KubernetesName;
 use podveil_model::{Epoch, MeshConfig, Stage, Uid, Workload};
-use podveil_source::{Cluster, Namespace};
+use podveil_source::Cluster;
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,6 +26,8 @@ pub struct Index {
     version: u64,
     namespaces: BTreeMap<KubernetesName, NamespaceSettings>,
     entries: BTreeMap<Uid, Entry>,
+    /// The state that all of this was made of.
+    applied: Option<Arc<Cluster>>,
     /// Endpoints that are no pods.
     without_pods: Vec<Arc<Workload>>,
     /// Those whose next step waits for a report or a publication.
@@ -83,6 +84,7 @@ impl Index {
             version: saved.version,
             namespaces: BTreeMap::new(),
             entries: BTreeMap::new(),
+            applied: None,
             without_pods: Vec::new(),
             moving: BTreeSet::new(),
             nodes: Nodes::default(),
@@ -96,25 +98,6 @@ impl Index {
             changed: false,
             unsaved: false,
         }
-    }
-
-    /// Takes a new state of the cluster, whole. A pod that is gone is gone at once.
-    pub fn apply(&mut self, now: Instant, cluster: &Cluster) {
-        let version = cluster.version.max(self.version);
-        self.version = version;
-        self.nodes.expect(now, &cluster.nodes);
-        self.nodes.running = letting_go::running(cluster);
-        let mut resolved = resolve(cluster, |uid| {
-            self.entries.get(uid).map_or(version, |entry| entry.seen)
-        });
-        self.take_namespaces(cluster);
-        self.take_pods(cluster, version, &mut resolved);
-        let without_pods = resolved.without_pods().into_iter().map(Arc::new).collect();
-        self.changed |= replace(&mut self.without_pods, without_pods);
-        self.changed |= replace(&mut self.services, resolved.services);
-        self.changed |= replace(&mut self.policies, resolved.policies);
-        self.conditions = resolved.conditions;
-        self.take_mesh(cluster, version);
     }
 
     /// A program of a node has opened its stream of reports.
@@ -306,153 +289,4 @@ impl Index {
                 .heard(now)
                 .any(|(_, program)| program.report.is_none())
     }
-
-    fn take_pods(&mut self, cluster: &Cluster, version: u64, resolved: &mut Resolved<'_>) {
-        let nothing = Arc::new(Namespace::default());
-        let live = || cluster.pods.iter().filter(|pod| !pod.phase.is_finished());
-        // Asked for each pod: a tree of names costs ten comparisons, each a miss of the cache.
-        let namespaces: HashMap<_, _> = (cluster.namespaces.iter())
-            .map(|(name, namespace)| {
-                let settings = self.namespaces.get(name).copied().unwrap_or_default();
-                (name, (namespace, settings))
-            })
-            .collect();
-        let nodes: HashMap<_, _> = cluster.nodes.iter().collect();
-        let mut changed_pods = Vec::new();
-        // Both are in the order of UIDs, so that a step of one is mostly one of the other. A pod that is missed is looked at
-        // below.
-        let mut entries = self.entries.values().peekable();
-        for pod in live() {
-            let (namespace, namespace_settings) = (namespaces.get(&pod.namespace).copied())
-                .unwrap_or_else(|| (&nothing, NamespaceSettings::default()));
-            let parts = Parts {
-                cluster,
-                pod,
-                node: nodes.get(&pod.node).copied(),
-                namespace,
-                namespace_settings,
-                derived: resolved.derived(pod),
-                lift: version.saturating_sub(cluster.version),
-            };
-            while entries.next_if(|entry| *entry.uid() < pod.uid).is_some() {}
-            let last = entries.next_if(|entry| *entry.uid() == pod.uid);
-            // Nearly all, nearly always.
-            if !last.is_some_and(|last| last.is_made_of(&parts)) {
-                changed_pods.push(parts);
-            }
-        }
-        for parts in changed_pods {
-            let pod = parts.pod;
-            if (self.entries.get(&pod.uid)).is_some_and(|last| last.is_made_of(&parts)) {
-                continue;
-            }
-            let last = self.entries.remove(&pod.uid);
-            let restored = match last {
-                Some(_) => None,
-                None => self.saved.remove(&pod.uid),
-            };
-            let is_new = last.is_none();
-            let saved = last.as_ref().map_or(restored, Entry::saved);
-            let (mut entry, changed) = Entry::next(parts, last, restored, version);
-            self.changed |= changed;
-            if is_new {
-                self.version = self.version.max(entry.enrolment.epoch().resource_version);
-            }
-            if changed {
-                // Reports may have come before the object they tell of.
-                for module in Module::ALL {
-                    let held = self
-                        .nodes
-                        .last_report(&pod.node, module)
-                        .and_then(|report| report.workloads.get(&pod.uid)?.held);
-                    if let Some(held) = held {
-                        entry.adopt(held, self.published == 0);
-                    }
-                }
-                self.moving.insert(pod.uid.clone());
-                self.unsaved |= entry.saved() != saved;
-            }
-            self.entries.insert(pod.uid.clone(), entry);
-        }
-        // All of these have an entry; if there are more, they are of pods that are gone.
-        if live().count() < self.entries.len() {
-            let uids: HashSet<&Uid> = live().map(|pod| &pod.uid).collect();
-            self.changed = true;
-            self.unsaved = true;
-            self.entries.retain(|uid, _| uids.contains(uid));
-        }
-        self.saved.clear();
-    }
-
-    fn take_namespaces(&mut self, cluster: &Cluster) {
-        let mut namespaces = BTreeMap::new();
-        self.namespace_conditions.clear();
-        for (name, namespace) in &cluster.namespaces {
-            let mut bad = Vec::new();
-            // Before a restart the mode was that of the pods.
-            let last = self.namespaces.get(name).copied().or_else(|| {
-                if self.saved.is_empty() {
-                    return None;
-                }
-                let mode = cluster
-                    .pods
-                    .iter()
-                    .filter(|pod| pod.namespace == *name)
-                    .find_map(|pod| self.saved.get(&pod.uid))?
-                    .mode;
-                Some(NamespaceSettings::restored(mode))
-            });
-            namespaces.insert(
-                name.clone(),
-                settings::of_namespace(namespace, cluster.defaults, last, &mut bad),
-            );
-            if !bad.is_empty() {
-                self.namespace_conditions.insert(name.clone(), bad);
-            }
-        }
-        self.namespaces = namespaces;
-        self.not_begun = cluster.cilium_encrypts.then(|| {
-            let labelled = |(name, namespace): (&KubernetesName, &Arc<Namespace>)| {
-                namespace.enrols().then(|| name.clone())
-            };
-            let labelled = cluster.namespaces.iter().filter_map(labelled).collect();
-            (NotBegun::CiliumEncrypts, labelled)
-        });
-    }
-
-    fn take_mesh(&mut self, cluster: &Cluster, version: u64) {
-        let workloads = self.entries.values().map(|entry| &entry.workload);
-        let own = workloads.filter(|workload| !workload.host_network);
-        let addresses = (own.flat_map(|workload| &workload.addresses))
-            .chain(self.services.iter().flat_map(|service| &service.addresses));
-        let mut mesh = mesh(cluster, addresses.copied());
-        mesh.epoch.resource_version = version;
-        if let Some(last) = &self.mesh {
-            let new = std::mem::replace(&mut mesh.epoch, last.epoch);
-            if mesh == **last {
-                return;
-            }
-            mesh.epoch = new;
-        }
-        self.changed = true;
-        self.mesh = Some(Arc::new(mesh));
-    }
-}
-
-/// Puts `new` in the place of `old`, keeping the `Arc`s of values that are the same; whether anything differs.
-fn replace<T: PartialEq>(old: &mut Vec<Arc<T>>, new: Vec<Arc<T>>) -> bool {
-    let mut changed = old.len() != new.len();
-    let new = new
-        .into_iter()
-        .enumerate()
-        .map(|(index, new)| match old.get(index) {
-            Some(old) if *old == new => old.clone(),
-            _ => {
-                changed = true;
-                new
-            }
-        })
-        .collect();
-    *old = new;
-    changed
 }

@@ -21,6 +21,7 @@
 
 #![forbid(unsafe_code)]
 
+mod difference;
 mod enrolment;
 mod entry;
 mod index;

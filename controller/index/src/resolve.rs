@@ -312,7 +312,7 @@ fn services(
     services
 }
 
-fn key(entry: &ServiceEntry) -> ServiceKey {
+pub(crate) fn key(entry: &ServiceEntry) -> ServiceKey {
     ServiceKey {
         hostname: format!("{}.{}.svc.cluster.local", entry.name, entry.namespace).into(),
         namespace: entry.namespace.clone(),

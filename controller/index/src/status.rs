@@ -2,13 +2,12 @@
 //! What a person is told: where each workload and each program stands, and what it waits for.
 
 use crate::entry::Entry;
-use crate::nodes::{Condition, Nodes};
+use crate::nodes::{Condition, Nodes, WorkloadReport};
 use crate::{Module, NotBegun};
-use podveil_identity::{KubernetesName, WorkloadIdentity};
-use podveil_model::{Epoch, Mode, Stage, Uid};
+use podveil_identity::KubernetesName;
+use podveil_model::{Stage, Workload};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -55,14 +54,8 @@ pub struct ModuleStatus {
 
 #[derive(Clone, Debug)]
 pub struct WorkloadStatus {
-    pub uid: Uid,
-    pub name: Arc<str>,
-    pub identity: WorkloadIdentity,
-    pub node: KubernetesName,
-    pub addresses: Vec<IpAddr>,
-    pub stage: Stage,
-    pub epoch: Epoch,
-    pub mode: Mode,
+    /// As it is published.
+    pub workload: Arc<Workload>,
     /// What the next stage waits for, or why it is not enrolled; empty where all is as it should be.
     pub reason: String,
     /// What could not be taken as it was written.
@@ -104,43 +97,66 @@ pub(crate) fn nodes(nodes: &Nodes, now: Instant) -> Vec<NodeStatus> {
 }
 
 pub(crate) fn workload(entry: &Entry, nodes: &Nodes, now: Instant) -> WorkloadStatus {
-    let workload = &entry.workload;
-    let report = |module| {
-        nodes
-            .last_report(&workload.node, module)?
-            .workloads
-            .get(&workload.uid)
-    };
-    WorkloadStatus {
-        uid: workload.uid.clone(),
-        name: workload.name.clone(),
-        identity: workload.identity.clone(),
-        node: workload.node.clone(),
-        addresses: workload.addresses.clone(),
-        stage: workload.stage,
-        epoch: workload.epoch,
-        mode: workload.mode,
-        reason: reason(entry, nodes, now),
+    let said = Module::ALL.map(|module| (module, Said::of(entry, nodes, module)));
+    let mut status = WorkloadStatus {
+        workload: entry.workload.clone(),
+        reason: reason(entry, &said, nodes, now),
         conditions: entry.conditions().cloned().collect(),
-        connections_older: report(Module::Redirect).map_or(0, |report| report.connections_older),
-        started_uncaptured: report(Module::Redirect)
-            .is_some_and(|report| report.started_uncaptured),
-        connections_captured: report(Module::Proxy).map_or(0, |report| report.connections_captured),
+        connections_older: 0,
+        connections_captured: 0,
+        started_uncaptured: false,
+    };
+    for (module, said) in said {
+        match (module, said.and_then(|said| said.workload)) {
+            (_, None) => {}
+            (Module::Proxy, Some(report)) => {
+                status.connections_captured = report.connections_captured;
+            }
+            (Module::Redirect, Some(report)) => {
+                status.connections_older = report.connections_older;
+                status.started_uncaptured = report.started_uncaptured;
+            }
+        }
+    }
+    status
+}
+
+/// What a module of a workload's own node has said last.
+#[derive(Clone, Copy, Debug)]
+struct Said<'a> {
+    applied: u64,
+    /// Of the workload.
+    workload: Option<&'a WorkloadReport>,
+}
+
+impl<'a> Said<'a> {
+    fn of(entry: &Entry, nodes: &'a Nodes, module: Module) -> Option<Self> {
+        let report = nodes.last_report(&entry.workload.node, module)?;
+        Some(Self {
+            applied: report.applied,
+            workload: report.workloads.get(&entry.workload.uid),
+        })
     }
 }
 
-fn reason(entry: &Entry, nodes: &Nodes, now: Instant) -> String {
+fn reason(
+    entry: &Entry,
+    said: &[(Module, Option<Said<'_>>)],
+    nodes: &Nodes,
+    now: Instant,
+) -> String {
+    let node = &entry.workload.node;
     match entry.enrolment.stage() {
         // It stays so, whatever has become of it: its node refuses rather than to let plain through.
-        Stage::Mandatory => broken(entry, nodes).unwrap_or_default(),
+        Stage::Mandatory => broken(entry, said).unwrap_or_default(),
         Stage::None => entry
             .not_wanted
             .map_or_else(String::new, |why| why.to_string()),
-        Stage::Wanted => Module::ALL
+        Stage::Wanted => said
             .iter()
-            .find_map(|module| {
-                let why = not_ready(entry, nodes, *module)?;
-                Some(format!("{module} on {}: {why}", entry.workload.node))
+            .find_map(|(module, said)| {
+                let why = Said::not_ready(*said, entry)?;
+                Some(format!("{module} on {node}: {why}"))
             })
             .unwrap_or_default(),
         Stage::Capturable | Stage::Announced | Stage::Draining => not_applied(entry, nodes, now),
@@ -148,12 +164,12 @@ fn reason(entry: &Entry, nodes: &Nodes, now: Instant) -> String {
 }
 
 /// What a module of its node says is wrong with a workload that is captured.
-fn broken(entry: &Entry, nodes: &Nodes) -> Option<String> {
-    Module::ALL
-        .iter()
-        .find_map(|module| match not_ready(entry, nodes, *module)? {
+fn broken(entry: &Entry, said: &[(Module, Option<Said<'_>>)]) -> Option<String> {
+    let node = &entry.workload.node;
+    said.iter()
+        .find_map(|(module, said)| match Said::not_ready(*said, entry)? {
             NotReady::Pending { reason } if !reason.is_empty() => {
-                Some(format!("{module} on {}: {reason}", entry.workload.node))
+                Some(format!("{module} on {node}: {reason}"))
             }
             _ => None,
         })
@@ -176,32 +192,35 @@ pub(crate) fn not_ready<'a>(
     nodes: &'a Nodes,
     module: Module,
 ) -> Option<NotReady<'a>> {
-    let workload = &entry.workload;
-    let Some(since) = entry.enrolment.since() else {
-        return Some(NotReady::NotPublished);
-    };
-    let Some(report) = nodes.last_report(&workload.node, module) else {
-        return Some(NotReady::NotReported);
-    };
-    let reported = report.workloads.get(&workload.uid);
-    // What it says knowing this stage: from us, or from another replica.
-    let knows = report.applied >= since
-        || reported
-            .and_then(|reported| reported.held)
-            .is_some_and(|held| held.epoch >= entry.enrolment.epoch());
-    if !knows {
-        let applied = report.applied;
-        return Some(NotReady::NotApplied { applied, since });
-    }
-    match reported {
-        None => Some(NotReady::NotKnown),
-        Some(report) => match report.condition {
-            Condition::Ready => None,
-            Condition::Pending => Some(NotReady::Pending {
-                reason: &report.reason,
-            }),
-            Condition::Released | Condition::Releasing => Some(NotReady::Leaving),
-        },
+    Said::not_ready(Said::of(entry, nodes, module), entry)
+}
+
+impl<'a> Said<'a> {
+    fn not_ready(said: Option<Self>, entry: &Entry) -> Option<NotReady<'a>> {
+        let Some(since) = entry.enrolment.since() else {
+            return Some(NotReady::NotPublished);
+        };
+        let Some(Self { applied, workload }) = said else {
+            return Some(NotReady::NotReported);
+        };
+        // What it says knowing this stage: from us, or from another replica.
+        let knows = applied >= since
+            || workload
+                .and_then(|workload| workload.held)
+                .is_some_and(|held| held.epoch >= entry.enrolment.epoch());
+        if !knows {
+            return Some(NotReady::NotApplied { applied, since });
+        }
+        match workload {
+            None => Some(NotReady::NotKnown),
+            Some(report) => match report.condition {
+                Condition::Ready => None,
+                Condition::Pending => Some(NotReady::Pending {
+                    reason: &report.reason,
+                }),
+                Condition::Released | Condition::Releasing => Some(NotReady::Leaving),
+            },
+        }
     }
 }
 

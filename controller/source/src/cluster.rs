@@ -163,8 +163,15 @@ impl Phase {
 impl Cluster {
     /// Equal in all but the version?
     pub fn same_state(&self, other: &Self) -> bool {
+        self.same_surroundings(other) && self.pods == other.pods && self.services == other.services
+    }
+
+    /// Equal in all but the version, the pods and the services?
+    pub fn same_surroundings(&self, other: &Self) -> bool {
         let Self {
             version: _,
+            pods: _,
+            services: _,
             trust_domain,
             ranges,
             plain_outbound,
@@ -173,8 +180,6 @@ impl Cluster {
             released,
             nodes,
             namespaces,
-            pods,
-            services,
             policies,
         } = self;
         *trust_domain == other.trust_domain
@@ -185,13 +190,33 @@ impl Cluster {
             && *released == other.released
             && *nodes == other.nodes
             && *namespaces == other.namespaces
-            && *pods == other.pods
-            && *services == other.services
             && *policies == other.policies
     }
 
     pub fn namespace(&self, name: &KubernetesName) -> Option<&Namespace> {
         self.namespaces.get(name).map(Arc::as_ref)
+    }
+}
+
+impl ServiceEntry {
+    pub fn same_but_for_endpoints(&self, other: &Self) -> bool {
+        let Self {
+            name,
+            namespace,
+            addresses,
+            ports,
+            node_ports,
+            endpoints: _,
+            publish_not_ready,
+            balancing,
+        } = self;
+        *name == other.name
+            && *namespace == other.namespace
+            && *addresses == other.addresses
+            && *ports == other.ports
+            && *node_ports == other.node_ports
+            && *publish_not_ready == other.publish_not_ready
+            && *balancing == other.balancing
     }
 }
 

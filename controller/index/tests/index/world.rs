@@ -61,7 +61,7 @@ impl World {
         self.version += 1;
         let mut cluster = cluster(text, self.version);
         change(&mut cluster);
-        self.index.apply(self.now, &cluster);
+        self.index.apply(self.now, &Arc::new(cluster));
         self.publish();
     }
 
@@ -196,7 +196,7 @@ impl World {
         status
             .workloads
             .into_iter()
-            .find(|one| one.uid == uid)
+            .find(|one| one.workload.uid == uid)
             .expect("known")
     }
 
